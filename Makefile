@@ -1,0 +1,65 @@
+# SPDX-FileCopyrightText: The coffer authors
+# SPDX-License-Identifier: Apache-2.0
+
+SHELL := bash
+.DEFAULT_GOAL := help
+
+# Real components for demo and tests are built once into this folder.
+export COFFER_TOOLS ?= $(CURDIR)/.tools/bin
+export CGO_ENABLED := 0
+export GOFLAGS ?= -buildvcs=false
+
+BINARIES := coffer coffer-guest coffer-kbs coffer-snapshotter
+LINT := go tool -modfile=integration/tools/go.mod golangci-lint
+
+.PHONY: help
+help: ## show this help
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build the four programs, static, into bin/
+	go build -trimpath -ldflags '-s -w' -o bin/ $(addprefix ./cmd/,$(BINARIES))
+
+.PHONY: tools
+tools: ## install what demo and tests run beside coffer (Debian packages, containerd, runc, crictl, registry)
+	integration/tools/install.sh
+
+.PHONY: demo
+demo: tools build ## encrypt a system image, run it through containerd, prove that the host never saw it (IMAGE=REF to choose)
+	go build -trimpath -o bin/demo ./integration/demo
+	exec bin/demo
+
+.PHONY: test
+test: tools build ## every test, those on real components included
+	go test -timeout 20m ./...
+
+.PHONY: test-unit
+test-unit: ## the tests that need neither root nor other programs
+	go test -timeout 10m $$(go list ./... | grep -v /integration)
+
+.PHONY: race
+race: ## the unit tests under the race detector
+	CGO_ENABLED=1 go test -race -timeout 15m $$(go list ./... | grep -v /integration)
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME (10s)
+	integration/tools/fuzz.sh $(or $(FUZZTIME),10s)
+
+.PHONY: lint
+lint: ## golangci-lint, go vet for arm64, generated code and go.mod up to date, licence headers
+	$(LINT) run ./...
+	GOARCH=arm64 go vet ./cmd/...
+	integration/tools/headers.sh
+	go mod tidy -diff
+
+.PHONY: generate
+generate: ## regenerate what is generated (needs protoc)
+	go generate ./...
+
+.PHONY: bench
+bench: ## the benchmarks of the data path
+	go test -run '^$$' -bench . -benchmem ./imagepull/... ./cdh/... ./kbs/...
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin .demo
