@@ -1,0 +1,133 @@
+// SPDX-FileCopyrightText: The coffer authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package service is the Attestation Agent on ttrpc, under the service name that
+// guest-components gave it.
+//
+// Whoever can connect to the socket can speak for this TEE: only processes of
+// the same TEE may. The package translates; the evidence and token sources do
+// the work. It imports no gRPC server.
+package service
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/ttrpc"
+
+	"github.com/coffer-cc/coffer/attester/api"
+	"github.com/coffer-cc/coffer/attester/evidence"
+)
+
+// tokenKBS is the token of the Key Broker Service: JSON with the token and the
+// key pair it is bound to.
+const tokenKBS = "kbs"
+
+// EvidenceSource gives evidence over report data; *attester.Agent is one.
+type EvidenceSource interface {
+	TEE() string
+	Evidence(ctx context.Context, reportData []byte) ([]byte, error)
+}
+
+// TokenSource attests and returns the token of a type; *kbs.Client is one.
+type TokenSource interface {
+	AgentToken(ctx context.Context, tokenType string) ([]byte, error)
+}
+
+// Options are the service's settings; the zero value is the default.
+type Options struct {
+	// Logger gets one line for each refused request. Nil discards.
+	Logger *slog.Logger
+}
+
+// Register adds the agent's service to server. Errors of the sources travel as
+// the gRPC status of their errdefs class, with their text as the message.
+func Register(server *ttrpc.Server, evidence EvidenceSource, tokens TokenSource, opts Options) {
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	api.RegisterAttestationAgentServiceService(server, &service{evidence: evidence, tokens: tokens, log: opts.Logger})
+}
+
+type service struct {
+	evidence EvidenceSource
+	tokens   TokenSource
+	log      *slog.Logger
+}
+
+// GetEvidence returns the TEE's evidence over the request's bytes.
+func (s *service) GetEvidence(ctx context.Context, req *api.GetEvidenceRequest) (*api.GetEvidenceResponse, error) {
+	b, err := s.evidence.Evidence(ctx, req.GetRuntimeData())
+	if err != nil {
+		return nil, s.refuse(ctx, "GetEvidence", err)
+	}
+	return &api.GetEvidenceResponse{Evidence: b}, nil
+}
+
+// GetAdditionalEvidence returns zero bytes: there are no additional devices.
+func (s *service) GetAdditionalEvidence(context.Context, *api.GetAdditionalEvidenceRequest) (*api.GetEvidenceResponse, error) {
+	return &api.GetEvidenceResponse{}, nil
+}
+
+// GetToken attests, if need be, and returns the token.
+func (s *service) GetToken(ctx context.Context, req *api.GetTokenRequest) (*api.GetTokenResponse, error) {
+	if req.GetTokenType() != tokenKBS {
+		return nil, s.refuse(ctx, "GetToken", fmt.Errorf("%w: token type %.64q; ask for %q",
+			errdefs.ErrNotImplemented, req.GetTokenType(), tokenKBS))
+	}
+	token, err := s.tokens.AgentToken(ctx, tokenKBS)
+	if err != nil {
+		return nil, s.refuse(ctx, "GetToken", err)
+	}
+	return &api.GetTokenResponse{Token: token}, nil
+}
+
+// ExtendRuntimeMeasurement measures nothing and says so in its result: the TEE
+// has no registers, or they are not in use.
+func (s *service) ExtendRuntimeMeasurement(ctx context.Context, req *api.ExtendRuntimeMeasurementRequest) (
+	*api.ExtendRuntimeMeasurementResponse, error,
+) {
+	result := api.RuntimeMeasurementResult_NOT_SUPPORTED
+	if s.evidence.TEE() == string(evidence.TDX) {
+		result = api.RuntimeMeasurementResult_NOT_ENABLED
+	}
+	s.log.LogAttrs(ctx, slog.LevelInfo, "runtime measurement not extended",
+		slog.String("tee", s.evidence.TEE()), slog.String("domain", req.GetDomain()),
+		slog.String("operation", req.GetOperation()), slog.String("result", result.String()))
+	return &api.ExtendRuntimeMeasurementResponse{Result: result}, nil
+}
+
+// BindInitData is not offered.
+func (s *service) BindInitData(ctx context.Context, _ *api.BindInitDataRequest) (*api.BindInitDataResponse, error) {
+	return nil, s.refuse(ctx, "BindInitData", fmt.Errorf("%w: init-data is not bound by this agent; "+
+		"bind it when the TEE is launched", errdefs.ErrNotImplemented))
+}
+
+// GetTeeType returns the TEE's name.
+func (s *service) GetTeeType(context.Context, *api.GetTeeTypeRequest) (*api.GetTeeTypeResponse, error) {
+	return &api.GetTeeTypeResponse{Tee: s.evidence.TEE()}, nil
+}
+
+// GetAdditionalTees returns none.
+func (s *service) GetAdditionalTees(context.Context, *api.GetAdditionalTeesRequest) (*api.GetAdditionalTeesResponse, error) {
+	return &api.GetAdditionalTeesResponse{}, nil
+}
+
+// refusal is an error of one class and one text. errgrpc would send each
+// further class of a chain as a detail, and the client would see the text twice.
+type refusal struct {
+	class error
+	text  string
+}
+
+func (r refusal) Error() string { return r.text }
+func (r refusal) Unwrap() error { return r.class }
+
+// refuse logs why a request is refused and returns the status to answer with.
+func (s *service) refuse(ctx context.Context, method string, err error) error {
+	s.log.LogAttrs(ctx, slog.LevelWarn, "request refused", slog.String("method", method), slog.Any("err", err))
+	return errgrpc.ToGRPC(refusal{class: errdefs.Resolve(err), text: err.Error()})
+}

@@ -1,0 +1,161 @@
+// SPDX-FileCopyrightText: The coffer authors
+// SPDX-License-Identifier: Apache-2.0
+
+package service_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/ttrpc"
+	"go.uber.org/goleak"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/coffer-cc/coffer/attester"
+	"github.com/coffer-cc/coffer/attester/api"
+	"github.com/coffer-cc/coffer/attester/evidence"
+	"github.com/coffer-cc/coffer/attester/sample"
+	"github.com/coffer-cc/coffer/attester/service"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+type tokens struct{ err error }
+
+func (s tokens) AgentToken(_ context.Context, tokenType string) ([]byte, error) {
+	return []byte("token of type " + tokenType), s.err
+}
+
+// otherTEE is sample under another name.
+type otherTEE struct {
+	*attester.Agent
+	name string
+}
+
+func (o otherTEE) TEE() string { return o.name }
+
+func dial(t *testing.T, source service.EvidenceSource, tokens service.TokenSource, opts service.Options) api.AttestationAgentServiceService {
+	t.Helper()
+	server, err := ttrpc.NewServer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	service.Register(server, source, tokens, opts)
+	socket := filepath.Join(t.TempDir(), "aa.sock")
+	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(context.WithoutCancel(t.Context()), listener) }()
+	conn, err := (&net.Dialer{}).DialContext(t.Context(), "unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := ttrpc.NewClient(conn)
+	t.Cleanup(func() {
+		if err := client.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := server.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := <-served; !errors.Is(err, ttrpc.ErrServerClosed) {
+			t.Errorf("serve: %v", err)
+		}
+	})
+	return api.NewAttestationAgentServiceClient(client)
+}
+
+func sampleAgent() *attester.Agent { return attester.NewAgent(sample.New(nil)) }
+
+func TestEvidence(t *testing.T) {
+	t.Parallel()
+	client := dial(t, sampleAgent(), tokens{}, service.Options{})
+	resp, err := client.GetEvidence(t.Context(), &api.GetEvidenceRequest{RuntimeData: []byte("data")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e, err := evidence.ParseSample(resp.GetEvidence()); err != nil || string(e.ReportData) != "data" {
+		t.Errorf("got report data %q, error %v", e.ReportData, err)
+	}
+	_, err = client.GetEvidence(t.Context(), &api.GetEvidenceRequest{RuntimeData: make([]byte, 65)})
+	wantStatus(t, err, codes.InvalidArgument, "65 bytes")
+	if resp, err := client.GetAdditionalEvidence(t.Context(), &api.GetAdditionalEvidenceRequest{}); err != nil || len(resp.GetEvidence()) != 0 {
+		t.Errorf("got %d bytes of additional evidence, error %v", len(resp.GetEvidence()), err)
+	}
+	if resp, err := client.GetTeeType(t.Context(), &api.GetTeeTypeRequest{}); err != nil || resp.GetTee() != "sample" {
+		t.Errorf("got TEE %q, error %v", resp.GetTee(), err)
+	}
+	if resp, err := client.GetAdditionalTees(t.Context(), &api.GetAdditionalTeesRequest{}); err != nil || len(resp.GetAdditionalTees()) != 0 {
+		t.Errorf("got TEEs %v, error %v", resp.GetAdditionalTees(), err)
+	}
+}
+
+func TestToken(t *testing.T) {
+	t.Parallel()
+	client := dial(t, sampleAgent(), tokens{}, service.Options{})
+	if resp, err := client.GetToken(t.Context(), &api.GetTokenRequest{TokenType: "kbs"}); err != nil || string(resp.GetToken()) != "token of type kbs" {
+		t.Errorf("got %q, error %v", resp.GetToken(), err)
+	}
+	for _, tokenType := range []string{"coco_as", ""} {
+		_, err := client.GetToken(t.Context(), &api.GetTokenRequest{TokenType: tokenType})
+		wantStatus(t, err, codes.Unimplemented, fmt.Sprintf("%q", tokenType))
+	}
+
+	refused := fmt.Errorf("kbs: evidence refused: %w", errdefs.ErrUnauthenticated)
+	client = dial(t, sampleAgent(), tokens{err: refused}, service.Options{})
+	_, err := client.GetToken(t.Context(), &api.GetTokenRequest{TokenType: "kbs"})
+	wantStatus(t, err, codes.Unauthenticated, "evidence refused")
+	if err := errgrpc.ToNative(err); !errdefs.IsUnauthorized(err) {
+		t.Errorf("got error %v, want unauthenticated", err)
+	}
+}
+
+func TestExtendRuntimeMeasurement(t *testing.T) {
+	t.Parallel()
+	for tee, want := range map[string]api.RuntimeMeasurementResult{
+		"sample": api.RuntimeMeasurementResult_NOT_SUPPORTED,
+		"tdx":    api.RuntimeMeasurementResult_NOT_ENABLED,
+	} {
+		t.Run(tee, func(t *testing.T) {
+			t.Parallel()
+			var log bytes.Buffer
+			client := dial(t, otherTEE{sampleAgent(), tee}, tokens{}, service.Options{Logger: slog.New(slog.NewTextHandler(&log, nil))})
+			resp, err := client.ExtendRuntimeMeasurement(t.Context(), &api.ExtendRuntimeMeasurementRequest{
+				Domain: "d", Operation: "PullImage", Content: "c", RegisterIndex: new(uint64),
+			})
+			if err != nil || resp.GetResult() != want {
+				t.Errorf("got %v, error %v", resp.GetResult(), err)
+			}
+			if !strings.Contains(log.String(), "operation=PullImage") {
+				t.Errorf("the log does not name the operation: %s", log.String())
+			}
+		})
+	}
+}
+
+func TestBindInitData(t *testing.T) {
+	t.Parallel()
+	client := dial(t, sampleAgent(), tokens{}, service.Options{})
+	_, err := client.BindInitData(t.Context(), &api.BindInitDataRequest{Digest: []byte("d")})
+	wantStatus(t, err, codes.Unimplemented, "init-data")
+}
+
+func wantStatus(t *testing.T, err error, code codes.Code, text string) {
+	t.Helper()
+	s, _ := status.FromError(err)
+	if s.Code() != code || !strings.Contains(s.Message(), text) {
+		t.Errorf("got %v, want %v with %q", err, code, text)
+	}
+}
