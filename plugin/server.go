@@ -1,0 +1,63 @@
+// SPDX-FileCopyrightText: The coffer authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package plugin is coffer's side of containerd's plugin contract: the gRPC
+// service snapshots.v1 that containerd's proxy plugin talks to, and the part of
+// containerd's configuration that registers it. It knows nothing of images and
+// layers, and must not import imagepull, cdh, attester or kbs.
+package plugin
+
+import (
+	"context"
+	"log/slog"
+	"runtime/debug"
+
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/contrib/snapshotservice"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"google.golang.org/grpc"
+)
+
+// Options of a server. The zero value is ready to use.
+type Options struct {
+	// Logger; nil discards.
+	Logger *slog.Logger
+}
+
+// NewServer returns a gRPC server that serves sn as containerd's snapshots.v1.
+// Errors keep their errdefs class on the wire. A panic in a call fails that call
+// and no other. The caller serves and stops it; sn stays the caller's.
+func NewServer(sn snapshots.Snapshotter, o Options) *grpc.Server {
+	log := o.Logger
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	r := recoverer{log}
+	server := grpc.NewServer(grpc.UnaryInterceptor(r.unary), grpc.StreamInterceptor(r.stream))
+	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(sn))
+	return server
+}
+
+type recoverer struct{ log *slog.Logger }
+
+func (r recoverer) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (_ any, err error) {
+	defer r.recover(info.FullMethod, &err)
+	resp, err := next(ctx, req)
+	return resp, errgrpc.ToGRPC(err)
+}
+
+func (r recoverer) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+	defer r.recover(info.FullMethod, &err)
+	return errgrpc.ToGRPC(next(srv, stream))
+}
+
+func (r recoverer) recover(method string, err *error) {
+	p := recover()
+	if p == nil {
+		return
+	}
+	r.log.Error("panic in snapshotter", "method", method, "err", p, "stack", string(debug.Stack()))
+	*err = errgrpc.ToGRPCf(errdefs.ErrInternal, "%s: snapshotter failed unexpectedly; its log has the stack: please report it", method)
+}

@@ -1,0 +1,255 @@
+// SPDX-FileCopyrightText: The coffer authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package snapshotter is coffer's containerd snapshotter, in its local route:
+// the machine is itself the TEE, and an in-TEE puller on the same machine
+// fetches, decrypts and unpacks layers.
+//
+// A snapshot that containerd prepares with the label containerd.io/snapshot.ref
+// is an image layer. The snapshotter asks the puller for the layer of that
+// chain id, commits a snapshot that links to the puller's folder, and answers
+// AlreadyExists (containerd's remote snapshot protocol), so that containerd
+// never fetches a layer blob. Every other snapshot is an ordinary overlay
+// snapshot.
+//
+// Labels and chain ids come from containerd, which is not trusted here: they
+// say what to pull, and the puller verifies what it pulled. The package decrypts
+// nothing and sees no keys. It must not import imagepull, cdh, attester or kbs.
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
+	"github.com/containerd/continuity/fs"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+)
+
+// LayerPuller gets image layers into the TEE's layer store.
+type LayerPuller interface {
+	// PullLayer blocks until the layer with this chain id, and its parents,
+	// are verified and unpacked, and returns the layer's folder on this
+	// machine, to be used as an overlay lower directory, and what it holds.
+	// The layer stays until RemoveLayer. Calls for one chain id may overlap.
+	PullLayer(ctx context.Context, image string, manifest, chainID digest.Digest) (path string, size, inodes int64, err error)
+	// RemoveLayer gives the layer up. A layer that is not there is NotFound;
+	// one that is in use is FailedPrecondition and is asked for again later.
+	RemoveLayer(ctx context.Context, chainID digest.Digest) error
+}
+
+// ImageFinder names an image that has the layer with this chain id, in the
+// containerd namespace of ctx: registry and repository, and the digest of the
+// manifest.
+type ImageFinder interface {
+	FindImage(ctx context.Context, chainID digest.Digest) (image string, manifest digest.Digest, err error)
+}
+
+// Options of a Snapshotter. The zero value is ready to use.
+type Options struct {
+	// Logger; nil discards.
+	Logger *slog.Logger
+	// ReleaseTimeout bounds one RemoveLayer call. Zero means one minute.
+	ReleaseTimeout time.Duration
+}
+
+const (
+	defaultReleaseTimeout = time.Minute
+	openTimeout           = 3 * time.Second
+)
+
+// Snapshotter implements snapshots.Snapshotter and snapshots.Cleaner.
+//
+// On disk, below its root: metadata.db; snapshots/<id>/fs, which is a folder or,
+// for an image layer, a symbolic link to the puller's folder; snapshots/<id>/work;
+// layers/, the names of layers that the puller may hold without a snapshot here.
+type Snapshotter struct {
+	root           string
+	ms             *storage.MetaStore
+	puller         LayerPuller
+	finder         ImageFinder
+	journal        journal
+	flights        flights
+	overlayOptions []string
+	log            *slog.Logger
+	releaseTimeout time.Duration
+}
+
+var (
+	_ snapshots.Snapshotter = (*Snapshotter)(nil)
+	_ snapshots.Cleaner     = (*Snapshotter)(nil)
+)
+
+// Open opens the snapshotter's folder, making it if needed. One process at a
+// time may have a root open. It removes nothing: call Cleanup once after Open.
+func Open(root string, puller LayerPuller, finder ImageFinder, o Options) (*Snapshotter, error) {
+	if !filepath.IsAbs(root) || strings.ContainsAny(root, ":,\\") {
+		return nil, fmt.Errorf("snapshotter root %q must be an absolute path without colon, comma or backslash, which overlay mounts cannot express: %w", root, errdefs.ErrInvalidArgument)
+	}
+	s := &Snapshotter{
+		root:           filepath.Clean(root),
+		puller:         puller,
+		finder:         finder,
+		journal:        journal{dir: filepath.Join(root, "layers")},
+		flights:        flights{chains: map[digest.Digest]*flight{}},
+		log:            o.Logger,
+		releaseTimeout: o.ReleaseTimeout,
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.releaseTimeout == 0 {
+		s.releaseTimeout = defaultReleaseTimeout
+	}
+	for _, dir := range []string{s.root, filepath.Join(s.root, "snapshots"), s.journal.dir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("open snapshotter: %w", err)
+		}
+	}
+	dtype, err := fs.SupportsDType(s.root)
+	if err != nil {
+		return nil, fmt.Errorf("open snapshotter: %w", err)
+	}
+	if !dtype {
+		return nil, fmt.Errorf("file system of %s has no d_type, which overlay needs: choose another root (xfs: format with ftype=1): %w", s.root, errdefs.ErrFailedPrecondition)
+	}
+	s.overlayOptions = overlayOptions(s.root, s.log)
+	return s, s.openMetadata()
+}
+
+func (s *Snapshotter) openMetadata() error {
+	db := filepath.Join(s.root, "metadata.db")
+	ms, err := storage.NewMetaStore(db, func(o *bolt.Options) error {
+		o.Timeout = openTimeout
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("open %s: %w", db, err)
+	}
+	s.ms = ms
+	err = ms.WithTransaction(context.Background(), false, func(context.Context) error { return nil })
+	if errors.Is(err, bolterrors.ErrTimeout) {
+		return fmt.Errorf("%s is locked by another process: stop the other coffer-snapshotter or give this one its own root: %w", db, errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return fmt.Errorf("open %s: %w", db, err)
+	}
+	return nil
+}
+
+// overlayOptions are the options that containerd's own overlay snapshotter adds
+// to its mounts on this kernel.
+func overlayOptions(root string, log *slog.Logger) []string {
+	var options []string
+	userxattr, err := overlayutils.NeedsUserXAttr(root)
+	if err != nil {
+		log.Warn("cannot tell whether overlay needs userxattr", "assumed", userxattr, "err", err)
+	}
+	if userxattr {
+		options = append(options, "userxattr")
+	}
+	if _, err := os.Stat("/sys/module/overlay/parameters/index"); err == nil {
+		options = append(options, "index=off")
+	}
+	return options
+}
+
+// Close closes the metadata. Calls that are still running fail.
+func (s *Snapshotter) Close() error { return s.ms.Close() }
+
+// Stat returns the snapshot named name, active or committed.
+func (s *Snapshotter) Stat(ctx context.Context, name string) (info snapshots.Info, err error) {
+	err = s.ms.WithTransaction(ctx, false, func(ctx context.Context) error {
+		_, info, _, err = storage.GetInfo(ctx, name)
+		return err
+	})
+	return info, err
+}
+
+// Update changes labels. The label containerd.io/snapshot.ref of a committed
+// snapshot stays, since containerd finds an image layer by it in the next
+// namespace.
+func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpaths ...string) (updated snapshots.Info, err error) {
+	err = s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
+		_, old, _, err := storage.GetInfo(ctx, info.Name)
+		if err != nil {
+			return err
+		}
+		updated, err = storage.UpdateInfo(ctx, info, fieldpaths...)
+		if err != nil {
+			return err
+		}
+		ref := old.Labels[snapshots.LabelSnapshotRef]
+		if old.Kind != snapshots.KindCommitted || ref == "" || updated.Labels[snapshots.LabelSnapshotRef] == ref {
+			return nil
+		}
+		kept := snapshots.Info{Name: info.Name, Labels: map[string]string{snapshots.LabelSnapshotRef: ref}}
+		updated, err = storage.UpdateInfo(ctx, kept, "labels."+snapshots.LabelSnapshotRef)
+		return err
+	})
+	return updated, err
+}
+
+// Usage returns what the snapshot itself holds, without its parents: measured
+// for an active one, stored for a committed one.
+func (s *Snapshotter) Usage(ctx context.Context, name string) (usage snapshots.Usage, err error) {
+	var id string
+	var info snapshots.Info
+	err = s.ms.WithTransaction(ctx, false, func(ctx context.Context) error {
+		id, info, usage, err = storage.GetInfo(ctx, name)
+		return err
+	})
+	if err != nil || info.Kind != snapshots.KindActive {
+		return usage, err
+	}
+	du, err := fs.DiskUsage(ctx, s.upper(id))
+	if err != nil {
+		return snapshots.Usage{}, fmt.Errorf("measure snapshot %s: %w", name, err)
+	}
+	return snapshots.Usage(du), nil
+}
+
+// Walk calls fn for every snapshot that matches the filters. No transaction is
+// open meanwhile, so fn may call the snapshotter.
+func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters ...string) error {
+	var found []snapshots.Info
+	err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) error {
+		return ignoreEmpty(storage.WalkInfo(ctx, func(_ context.Context, info snapshots.Info) error {
+			found = append(found, info)
+			return nil
+		}, filters...))
+	})
+	if err != nil {
+		return err
+	}
+	for i := range found {
+		if err := fn(ctx, found[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ignoreEmpty drops the NotFound with which storage answers while no snapshot
+// was ever made.
+func ignoreEmpty(err error) error {
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+func (s *Snapshotter) dir(id string) string   { return filepath.Join(s.root, "snapshots", id) }
+func (s *Snapshotter) upper(id string) string { return filepath.Join(s.dir(id), "fs") }
+func (s *Snapshotter) work(id string) string  { return filepath.Join(s.dir(id), "work") }
