@@ -1,0 +1,128 @@
+// SPDX-FileCopyrightText: The coffer authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package decompress turns a layer blob, decrypted if need be, into its tar
+// stream. It knows the layer media types of OCI and Docker, and checks that the
+// bytes are what the media type says.
+//
+// Its input is hostile: it is read before any digest or MAC has been verified.
+// Memory is bounded whatever the input says, no program is executed, and no
+// goroutine is started.
+package decompress
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/containerd/errdefs"
+)
+
+// bufferSize is how many compressed bytes are read at a time.
+const bufferSize = 64 << 10
+
+// Known reports whether [NewReader] can read layers of this media type, which
+// must be a plain one: an encrypted layer has another type until it is
+// decrypted.
+func Known(mediaType string) bool {
+	_, known := formatOf(mediaType)
+	return known
+}
+
+// NewReader returns a reader of the tar stream in r. It reads the first bytes
+// of r at once. The reader does not end before r does: bytes behind the
+// compressed data are an error, not ignored. Closing it frees its memory; it
+// does not close r.
+//
+// An error of r is returned as it is, here and by Read. Otherwise NewReader
+// gives errdefs.ErrNotImplemented for an unknown media type and
+// errdefs.ErrInvalidArgument for bytes that are not what the media type says;
+// Read gives errdefs.ErrDataLoss for damaged data, and
+// errdefs.ErrInvalidArgument for data that needs more memory than allowed.
+func NewReader(mediaType string, r io.Reader) (io.ReadCloser, error) {
+	want, known := formatOf(mediaType)
+	if !known {
+		return nil, fmt.Errorf("layer media type %.128q is not one that can be unpacked: %w", mediaType, errdefs.ErrNotImplemented)
+	}
+	src := &source{r: r}
+	buffered := bufio.NewReaderSize(src, bufferSize)
+	head, err := buffered.Peek(magicSize)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	if got := detect(head); got != want {
+		return nil, fmt.Errorf("layer of media type %s should hold %s but holds %s: %w", mediaType, want, got, errdefs.ErrInvalidArgument)
+	}
+	decoder, err := open(want, buffered)
+	if err != nil {
+		return nil, explain(want, src, err)
+	}
+	return &reader{decoder: decoder, format: want, src: src}, nil
+}
+
+func open(f format, r *bufio.Reader) (io.ReadCloser, error) {
+	switch f {
+	case formatGzip:
+		return openGzip(r)
+	case formatZstd:
+		return openZstd(r)
+	default:
+		return io.NopCloser(r), nil
+	}
+}
+
+// reader gives a decoder's errors their class and makes them sticky.
+type reader struct {
+	decoder io.ReadCloser
+	format  format
+	src     *source
+	err     error
+}
+
+func (d *reader) Read(p []byte) (int, error) {
+	if d.err != nil {
+		return 0, d.err
+	}
+	n, err := d.decoder.Read(p)
+	if err != nil {
+		d.err = explain(d.format, d.src, err)
+	}
+	return n, d.err
+}
+
+func (d *reader) Close() error {
+	if d.err == nil {
+		d.err = fmt.Errorf("read of a closed layer: %w", errdefs.ErrFailedPrecondition)
+	}
+	_ = d.decoder.Close() // it can only repeat what Read has said
+	return nil
+}
+
+// explain tells apart an end, an error of the input, and an error in the data.
+func explain(f format, src *source, err error) error {
+	switch {
+	case src.err != nil:
+		return src.err
+	case err == io.EOF: //nolint:errorlint // only the bare value means the end
+		return err
+	case exceedsMemory(err):
+		return fmt.Errorf("%s layer needs a window of more than %d MiB: %w: %w", f, maxWindow>>20, errdefs.ErrInvalidArgument, err)
+	default:
+		return fmt.Errorf("%s layer is damaged: %w: %w", f, errdefs.ErrDataLoss, err)
+	}
+}
+
+// source remembers the error that its reader gave, since decoders replace it.
+type source struct {
+	r   io.Reader
+	err error // other than io.EOF
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	if err != nil && err != io.EOF {
+		s.err = err
+	}
+	return n, err
+}

@@ -1,0 +1,152 @@
+// SPDX-FileCopyrightText: The coffer authors
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+)
+
+// A hold keeps a layer and all below it from being removed. It is on disk as
+// long as it lasts, and void after a boot: no mount survives one.
+type hold struct {
+	Holder  string        `json:"holder"`
+	ChainID digest.Digest `json:"chainID"`
+	BootID  string        `json:"bootID"`
+}
+
+// Hold keeps a layer and all layers below it until Release is called for the
+// same holder, a restart of the process in between or not. A holder is what uses
+// the layers, such as the path that they are mounted at: hold before mounting,
+// release after unmounting.
+//
+// Holding again for the same layer does nothing; for another layer it is
+// errdefs.ErrAlreadyExists. Absent layers are errdefs.ErrNotFound.
+func (s *Store) Hold(holder string, chainID digest.Digest) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return errClosed()
+	}
+	if h, found := s.holds[holder]; found {
+		if h.ChainID == chainID {
+			return nil
+		}
+		return fmt.Errorf("hold layer %s: %s holds %s: %w", chainID, holder, h.ChainID, errdefs.ErrAlreadyExists)
+	}
+	for next := chainID; ; {
+		e, err := s.find(next)
+		if err != nil {
+			return fmt.Errorf("hold layer %s: %w", chainID, err)
+		}
+		if next = e.meta.Parent; next == "" {
+			break
+		}
+	}
+	h := hold{Holder: holder, ChainID: chainID, BootID: s.bootID}
+	if err := s.writeHold(h); err != nil {
+		return s.OutOfSpace(fmt.Errorf("hold layer %s: %w", chainID, err), 0)
+	}
+	s.holds[holder] = h
+	return nil
+}
+
+// Release ends a hold. Where there is none, it does nothing.
+func (s *Store) Release(holder string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h, found := s.holds[holder]
+	if !found {
+		return nil
+	}
+	if err := os.Remove(s.holdFile(holder)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("release layers of %s: %w", holder, err)
+	}
+	delete(s.holds, holder)
+	for e := range s.stack(h.ChainID) {
+		e.used = time.Now()
+	}
+	return nil
+}
+
+// Holders returns all holders, sorted. After a restart, their owner releases
+// those that are no longer there.
+func (s *Store) Holders() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Sorted(maps.Keys(s.holds))
+}
+
+// heldBy returns a holder of a layer. The caller holds mu.
+func (s *Store) heldBy(chainID digest.Digest) (string, bool) {
+	for _, h := range s.holds {
+		for e := range s.stack(h.ChainID) {
+			if e.meta.ChainID == chainID {
+				return h.Holder, true
+			}
+		}
+	}
+	return "", false
+}
+
+// stack yields a layer and those below it, as far as they are there. The caller
+// holds mu.
+func (s *Store) stack(top digest.Digest) func(yield func(*entry) bool) {
+	return func(yield func(*entry) bool) {
+		for next := top; next != ""; {
+			e, found := s.layers[next]
+			if !found || !yield(e) {
+				return
+			}
+			next = e.meta.Parent
+		}
+	}
+}
+
+// writeHold makes the file of a hold appear whole.
+func (s *Store) writeHold(h hold) error {
+	name := filepath.Base(s.holdFile(h.Holder))
+	draft := s.path(stagingDir, "hold-"+name)
+	if err := writeJSON(draft, h); err != nil {
+		return errors.Join(err, os.RemoveAll(draft))
+	}
+	return os.Rename(draft, s.path(holdsDir, name))
+}
+
+func (s *Store) holdFile(holder string) string {
+	return s.path(holdsDir, digest.FromString(holder).Encoded()+".json")
+}
+
+// loadHolds reads the holds of this boot and removes all others.
+func (s *Store) loadHolds() error {
+	files, err := os.ReadDir(s.path(holdsDir))
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		path := s.path(holdsDir, file.Name())
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		var h hold
+		if json.Unmarshal(b, &h) == nil && h.BootID != "" && h.BootID == s.bootID {
+			s.holds[h.Holder] = h
+			continue
+		}
+		if err := os.RemoveAll(path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
