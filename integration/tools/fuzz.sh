@@ -11,6 +11,6 @@ grep -rlE '^func Fuzz' --include='*_test.go' . | while read -r file; do
   dir=$(dirname "$file")
   grep -oE '^func Fuzz[A-Za-z0-9_]+' "$file" | awk '{print $2}' | while read -r target; do
     printf '%s %s\n' "$dir" "$target"
-    go test -run '^$' -fuzz "^$target\$" -fuzztime "$time" "$dir" </dev/null
+    go test -run '^$' -fuzz "^$target\$" -fuzztime "$time" -fuzzminimizetime 10x "$dir" </dev/null
   done
 done
