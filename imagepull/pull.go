@@ -1,0 +1,237 @@
+// SPDX-FileCopyrightText: The coffer authors
+// SPDX-License-Identifier: Apache-2.0
+
+package imagepull
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/coffer-cc/coffer/imagepull/registry"
+)
+
+// pullKey names an image so that equal pulls are one: its repository and
+// manifest digest, or its reference where only a tag is known.
+type pullKey struct {
+	ref      string
+	manifest digest.Digest
+}
+
+func newPullKey(image string, manifest digest.Digest) (pullKey, error) {
+	ref, err := registry.ParseReference(image)
+	if err != nil {
+		return pullKey{}, classify(err)
+	}
+	if manifest == "" {
+		manifest = ref.Digest
+	}
+	if manifest != "" {
+		if err := manifest.Validate(); err != nil {
+			return pullKey{}, classify(fmt.Errorf("manifest digest %.80q: %w: %w", manifest, err, errdefs.ErrInvalidArgument))
+		}
+		ref = ref.WithDigest(manifest)
+	}
+	return pullKey{ref: ref.String(), manifest: manifest}, nil
+}
+
+// pull is the one running pull of an image, shared by all who want it.
+type pull struct {
+	key    pullKey
+	cancel context.CancelCauseFunc
+
+	waiters int   // guarded by Puller.mu
+	ending  bool  // failed or abandoned: not to be joined; guarded by Puller.mu
+	err     error // the first failure; guarded by Puller.mu
+
+	resolved chan struct{} // closed when image and layers are set, or the pull has failed
+	image    registry.Image
+	layers   []*layerState
+	ended    chan struct{} // closed when all its goroutines have ended
+}
+
+// layerState is the outcome of one layer; err is set before done is closed.
+type layerState struct {
+	done chan struct{}
+	err  error
+}
+
+func (s *layerState) finish(err error) {
+	s.err = err
+	close(s.done)
+}
+
+// await joins the pull of an image, starting it if need be, and returns once
+// the lowest n layers are in the store, where n is want's answer.
+func (p *Puller) await(ctx context.Context, key pullKey, want func(registry.Image) (n int, err error)) error {
+	pl, err := p.join(ctx, key)
+	if err != nil {
+		return err
+	}
+	err = p.waitFor(ctx, pl, want)
+	p.leave(ctx, pl)
+	return err
+}
+
+func (p *Puller) waitFor(ctx context.Context, pl *pull, want func(registry.Image) (int, error)) error {
+	wait := func(c <-chan struct{}) error {
+		select {
+		case <-c:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	if err := wait(pl.resolved); err != nil {
+		return err
+	}
+	if pl.layers == nil {
+		return p.failure(pl)
+	}
+	n, err := want(pl.image)
+	if err != nil {
+		return err
+	}
+	for _, state := range pl.layers[:n] {
+		if err := wait(state.done); err != nil {
+			return err
+		}
+		if state.err != nil {
+			// The caller may try again at once: nothing of this pull is left.
+			if err := wait(pl.ended); err != nil {
+				return err
+			}
+			return p.failure(pl)
+		}
+	}
+	return nil
+}
+
+// join returns the running pull of key, or starts one.
+func (p *Puller) join(ctx context.Context, key pullKey) (*pull, error) {
+	for {
+		p.mu.Lock()
+		if p.closed {
+			p.mu.Unlock()
+			return nil, errClosed
+		}
+		pl, running := p.pulls[key]
+		if !running {
+			pl = p.start(ctx, key)
+		}
+		if !pl.ending {
+			pl.waiters++
+			p.mu.Unlock()
+			return pl, nil
+		}
+		p.mu.Unlock()
+		select {
+		case <-pl.ended:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// start begins a pull. The caller holds mu.
+func (p *Puller) start(ctx context.Context, key pullKey) *pull {
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	pl := &pull{key: key, cancel: cancel, resolved: make(chan struct{}), ended: make(chan struct{})}
+	p.pulls[key] = pl
+	go func() {
+		p.run(ctx, pl)
+		p.mu.Lock()
+		delete(p.pulls, key)
+		p.mu.Unlock()
+		cancel(nil)
+		close(pl.ended)
+	}()
+	return pl
+}
+
+// leave ends one caller's interest. If it gave up and was the last, the pull is
+// ended, and waited for.
+func (p *Puller) leave(ctx context.Context, pl *pull) {
+	p.mu.Lock()
+	pl.waiters--
+	abandoned := pl.waiters == 0 && ctx.Err() != nil
+	if abandoned {
+		pl.fail(errAbandoned) // under the same lock: nobody may join in between
+	}
+	p.mu.Unlock()
+	if abandoned {
+		<-pl.ended
+	}
+}
+
+// fail ends a pull.
+func (p *Puller) fail(pl *pull, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pl.fail(err)
+}
+
+// fail ends the pull; the first error is the one its callers see. The caller
+// holds Puller.mu.
+func (pl *pull) fail(err error) {
+	if pl.err == nil {
+		pl.err = err
+	}
+	pl.ending = true
+	pl.cancel(err)
+}
+
+func (p *Puller) failure(pl *pull) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return pl.err
+}
+
+// run resolves the image and takes all its layers to the store.
+func (p *Puller) run(ctx context.Context, pl *pull) {
+	began := time.Now()
+	err := newRetries(p.opts).do(ctx, func() error {
+		image, err := p.registry.Resolve(ctx, pl.key.ref, pl.key.manifest)
+		pl.image = image
+		return err
+	})
+	if err == nil {
+		err = p.checkSpace(pl.image)
+	}
+	if err != nil {
+		p.fail(pl, failAt(StageResolve, "", err))
+		close(pl.resolved)
+		return
+	}
+	pl.layers = make([]*layerState, len(pl.image.Layers))
+	for i := range pl.layers {
+		pl.layers[i] = &layerState{done: make(chan struct{})}
+	}
+	close(pl.resolved)
+	var wg sync.WaitGroup
+	for i := range pl.layers {
+		p.startLayer(ctx, pl, i, &wg)
+	}
+	wg.Wait()
+	log := p.opts.Logger.With("image", pl.image.Reference, "layers", len(pl.layers), "took", time.Since(began))
+	if err := p.failure(pl); err != nil {
+		log.WarnContext(ctx, "pull ended", "err", err)
+		return
+	}
+	log.InfoContext(ctx, "pulled")
+}
+
+// checkSpace refuses an image whose blobs alone do not fit.
+func (p *Puller) checkSpace(image registry.Image) error {
+	var need int64
+	for _, l := range image.Layers {
+		if _, ok := p.store.Layer(l.ChainID); !ok {
+			need += l.Size
+		}
+	}
+	return p.store.CheckSpace(need)
+}

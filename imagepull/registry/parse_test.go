@@ -1,0 +1,142 @@
+// SPDX-FileCopyrightText: The coffer authors
+// SPDX-License-Identifier: Apache-2.0
+
+package registry
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+const someDigest = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+func TestParseReference(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		"busybox":                          "docker.io/library/busybox:latest",
+		"a/b":                              "docker.io/a/b:latest",
+		"index.docker.io/busybox:1":        "docker.io/library/busybox:1",
+		"localhost/a":                      "localhost/a:latest",
+		"127.0.0.1:5000/a/b:v1":            "127.0.0.1:5000/a/b:v1",
+		"h.example/a@" + someDigest:        "h.example/a@" + someDigest,
+		"h.example:1/a:t@" + someDigest:    "h.example:1/a:t@" + someDigest,
+		"[::1]:5000/a:t":                   "[::1]:5000/a:t",
+		"":                                 "",
+		"h.example/A":                      "",
+		"h.example/a:":                     "",
+		"h.example/a@sha256:00":            "",
+		"h.example/a@sha512:" + someDigest: "",
+		"h.example/../x":                   "",
+		"h.example/a b":                    "",
+		"user@h.example/a":                 "",
+		strings.Repeat("a", 2000):          "",
+	} {
+		ref, err := ParseReference(in)
+		if want == "" {
+			if !errdefs.IsInvalidArgument(err) {
+				t.Errorf("%q: got %v, %v", in, ref, err)
+			}
+			continue
+		}
+		if err != nil || ref.String() != want {
+			t.Errorf("%q: got %v, %v", in, ref, err)
+		}
+	}
+	ref, _ := ParseReference("busybox")
+	if ref.host() != "registry-1.docker.io" {
+		t.Errorf("docker.io is served by %q", ref.host())
+	}
+}
+
+func TestCredentialKeys(t *testing.T) {
+	t.Parallel()
+	c, err := ParseCredentials([]byte(`{"auths":{"https://index.docker.io/v1/":{"username":"hub","password":"x"},"h/a":{"identitytoken":"t"}},"credsStore":"pass"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := c.lookup("docker.io/library/busybox").Username; got != "hub" {
+		t.Errorf("docker.io: %q", got)
+	}
+	if got := c.lookup("h/a/b").RefreshToken; got != "t" {
+		t.Errorf("h/a/b: %q", got)
+	}
+	if got := c.lookup("h/ab"); got.RefreshToken != "" {
+		t.Errorf("h/ab: %v", got)
+	}
+	for _, bad := range []string{"", "[]", `{"auths":{"h":{"auth":"%%%"}}}`, `{"auths":{"h":{"auth":"c2VjcmV0"}}}`} {
+		if _, err := ParseCredentials([]byte(bad)); !errdefs.IsInvalidArgument(err) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
+
+func FuzzParseReference(f *testing.F) {
+	for _, s := range []string{"busybox", "a/b:v1", "127.0.0.1:5000/a@" + someDigest, "[::1]:5000/a:t", "@", ":", "/"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		ref, err := ParseReference(s)
+		if err != nil {
+			return
+		}
+		again, err := ParseReference(ref.String())
+		if err != nil || again != ref {
+			t.Errorf("%q: %v became %v, %v", s, ref, again, err)
+		}
+		if strings.ContainsAny(ref.Repository, " ?#%\\") || strings.Contains(ref.Repository, "..") {
+			t.Errorf("%q: repository %q is not safe in a URL", s, ref.Repository)
+		}
+	})
+}
+
+func FuzzParseManifest(f *testing.F) {
+	f.Add([]byte(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"`+someDigest+`","size":2},"layers":[]}`), "")
+	f.Add([]byte(`{"schemaVersion":2,"manifests":[{"digest":"`+someDigest+`","size":2,"platform":{"os":"linux","architecture":"amd64"}}]}`), ocispec.MediaTypeImageIndex)
+	f.Add([]byte(`{"schemaVersion":1}`), "")
+	f.Fuzz(func(t *testing.T, body []byte, contentType string) {
+		doc, index, err := parseDocument(body, contentType)
+		if err != nil {
+			return
+		}
+		if index {
+			if d, err := choose(doc.Manifests, ocispec.Platform{OS: "linux", Architecture: "amd64"}); err == nil && checkDescriptor(d) != nil {
+				t.Errorf("chose %+v", d)
+			}
+			return
+		}
+		if checkManifest(doc) == nil && (doc.Config == nil || len(doc.Layers) > maxLayers) {
+			t.Error("accepted an unusable manifest")
+		}
+	})
+}
+
+func FuzzParseConfig(f *testing.F) {
+	f.Add([]byte(`{"os":"linux","architecture":"amd64","rootfs":{"type":"layers","diff_ids":["`+someDigest+`"]}}`), 1)
+	f.Add([]byte(`{"rootfs":{"diff_ids":[]}}`), 0)
+	f.Fuzz(func(t *testing.T, body []byte, n int) {
+		if n < 0 || n > 10 {
+			return
+		}
+		_, layers, err := parseConfig(body, make([]ocispec.Descriptor, n), ocispec.Platform{OS: "linux", Architecture: "amd64"})
+		if err != nil {
+			return
+		}
+		for i, l := range layers {
+			if checkDigest(l.ChainID) != nil || (i > 0) != (l.Parent != "") {
+				t.Errorf("layer %d: %+v", i, l)
+			}
+		}
+	})
+}
+
+func FuzzParseCredentials(f *testing.F) {
+	f.Add([]byte(`{"auths":{"h/a":{"auth":"dTpw"}}}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if c, err := ParseCredentials(b); err == nil {
+			_ = c.lookup("h/a/b")
+		}
+	})
+}
