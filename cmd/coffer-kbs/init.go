@@ -158,7 +158,7 @@ func (o initOptions) config(dir string) string {
 // renewToken replaces the token that init wrote.
 func renewToken(dir string, ttl time.Duration, now time.Time, stdout io.Writer) error {
 	keyPath := filepath.Join(dir, adminKeyName)
-	b, err := os.ReadFile(keyPath) //nolint:gosec // the operator's own folder
+	b, err := os.ReadFile(keyPath)
 	if err != nil {
 		return fmt.Errorf("%w; was this folder made by coffer-kbs init?", err)
 	}
@@ -188,7 +188,7 @@ func renewToken(dir string, ttl time.Duration, now time.Time, stdout io.Writer) 
 
 // writeNew writes a file that must not be there yet.
 func writeNew(path string, mode fs.FileMode, data []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode) //nolint:gosec // the operator's own folder
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if err != nil {
 		return err
 	}

@@ -106,7 +106,7 @@ func adminKeys(path string) ([]ed25519.PublicKey, error) {
 	if path == "" {
 		return nil, nil
 	}
-	rest, err := os.ReadFile(path) //nolint:gosec // named by the configuration
+	rest, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("admin.public_key_file: %w", err)
 	}
@@ -133,7 +133,7 @@ func registerFile(ctx context.Context, refs *rvps.Service, path string, log *slo
 	if path == "" {
 		return nil
 	}
-	b, err := os.ReadFile(path) //nolint:gosec // named by the configuration
+	b, err := os.ReadFile(path)
 	if err != nil {
 		return fmt.Errorf("attestation.reference_values: %w", err)
 	}

@@ -175,6 +175,38 @@ func TestDefaultAttestationPolicyOnTDX(t *testing.T) {
 	}
 }
 
+// TestOldText takes a policy written for Rego v0.
+func TestOldText(t *testing.T) {
+	t.Parallel()
+	l := library(t, sampleRefs())
+	_, err := l.SetAttestation(t.Context(), "default_cpu", `package policy
+
+default executables = 33
+
+executables = 3 {
+	digests := query_reference_value("launch_digest")
+	input.sample.launch_digest == digests[_]
+	input.sample.svn == "2"
+}
+
+trust_claims = {"executables": executables, "file-system": 2}
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := l.Appraise(t.Context(), "default_cpu", sampleClaims())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []policy.Finding{{
+		Claim: "executables", Value: 33, Rule: `default_cpu.rego:8: input.sample.svn == "2"`,
+		Got: "svn 1 is not 2", Next: "change what the attester runs, or the attestation policy default_cpu",
+	}}
+	if diff := cmp.Diff(want, got.Findings); diff != "" || got.Claims["file-system"] != 2 {
+		t.Error(diff, got.Claims)
+	}
+}
+
 func TestTrustClaimsAreChecked(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct{ claims, want string }{

@@ -164,7 +164,7 @@ func (g *guest) open(a answer, alg jose.KeyAlgorithm) []byte {
 	if a.status != http.StatusOK {
 		g.t.Fatalf("status %d: %s", a.status, a.body)
 	}
-	jwe, err := jose.ParseEncrypted(string(a.body), []jose.KeyAlgorithm{alg}, []jose.ContentEncryption{jose.A256GCM})
+	jwe, err := jose.ParseEncryptedJSON(string(a.body), []jose.KeyAlgorithm{alg}, []jose.ContentEncryption{jose.A256GCM})
 	if err != nil {
 		g.t.Fatal(err)
 	}

@@ -231,7 +231,7 @@ func TestTokenByJWKS(t *testing.T) {
 	if err := json.Unmarshal(send(t, s, http.MethodGet, "/.well-known/jwks.json", nil).body, &keys); err != nil {
 		t.Fatal(err)
 	}
-	jws, err := jose.ParseSigned(g.token, []jose.SignatureAlgorithm{jose.ES256})
+	jws, err := jose.ParseSignedCompact(g.token, []jose.SignatureAlgorithm{jose.ES256})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -215,9 +215,6 @@ func (s *Server) recover(w http.ResponseWriter, r *request) {
 	if v == nil {
 		return
 	}
-	if err, ok := v.(error); ok && errors.Is(err, http.ErrAbortHandler) {
-		panic(v)
-	}
 	s.log.ErrorContext(r.Context(), "panic", "trace_id", r.trace, "path", r.URL.Path, "panic", v)
 	s.fail(w, r, &problem{status: http.StatusServiceUnavailable, variant: "PluginInternalError", detail: "internal error; see the service's log"})
 }
