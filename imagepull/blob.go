@@ -37,13 +37,19 @@ func newSealed(r *layercrypt.Reader, layer registry.Layer) sealed {
 	}}
 }
 
-func (s sealed) Verify() error { return s.Reader.Verify(s.want) }
+func (s sealed) Verify() error {
+	err := s.Reader.Verify(s.want)
+	if errors.Is(err, layercrypt.ErrIntegrity) {
+		return fmt.Errorf("%w: encrypt and push the image again, and do not trust this registry", err)
+	}
+	return err
+}
 
-// plain is the blob of a layer that is not encrypted: digest and size.
+// plain is the blob of a layer that is not encrypted: its digest. That it has
+// the size of the manifest is fetchReader's doing.
 type plain struct {
 	r     io.Reader
 	hash  hash.Hash
-	bytes int64
 	layer registry.Layer
 }
 
@@ -54,7 +60,6 @@ func newPlain(r io.Reader, layer registry.Layer) *plain {
 func (p *plain) Read(b []byte) (int, error) {
 	n, err := p.r.Read(b)
 	p.hash.Write(b[:n])
-	p.bytes += int64(n)
 	return n, err
 }
 
@@ -62,9 +67,9 @@ func (p *plain) Verify() error {
 	if _, err := io.Copy(io.Discard, struct{ io.Reader }{p}); err != nil {
 		return err
 	}
-	if got := hexDigest(p.hash); got != p.layer.Digest.String() || p.bytes != p.layer.Size {
-		return fmt.Errorf("blob is %s with %d bytes, the manifest says %s with %d: push the image again, and do not trust this registry: %w",
-			got, p.bytes, p.layer.Digest, p.layer.Size, errdefs.ErrDataLoss)
+	if got := hexDigest(p.hash); got != p.layer.Digest.String() {
+		return fmt.Errorf("blob is %s, the manifest says %s: push the image again, and do not trust this registry: %w",
+			got, p.layer.Digest, errdefs.ErrDataLoss)
 	}
 	return nil
 }

@@ -36,6 +36,7 @@ type keyring struct {
 	mu    sync.Mutex
 	keks  map[string][]byte
 	calls int
+	given [][]byte // the private options it handed out, to be cleared
 	// hook, if set, is asked first.
 	hook func(ctx context.Context, kid string) error
 }
@@ -70,6 +71,9 @@ func (k *keyring) UnwrapKey(ctx context.Context, packet []byte) ([]byte, error) 
 	if err != nil {
 		return nil, errdefs.ErrDataLoss.WithMessage("key " + p.KID() + " does not unwrap this layer")
 	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.given = append(k.given, private)
 	return private, nil
 }
 

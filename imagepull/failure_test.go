@@ -6,6 +6,8 @@ package imagepull_test
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -14,11 +16,14 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containers/ocicrypt/blockcipher"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/coffer-cc/coffer/imagepull"
 	"github.com/coffer-cc/coffer/imagepull/imagetest"
+	"github.com/coffer-cc/coffer/imagepull/layercrypt"
 )
 
 func containsAll(s string, parts ...string) bool {
@@ -146,6 +151,22 @@ func TestResumeWithoutRanges(t *testing.T) {
 	e.has(p)
 }
 
+// TestCutAtTheEnd has all bytes come, and then no end.
+func TestCutAtTheEnd(t *testing.T) {
+	t.Parallel()
+	e, p := threeLayers(t, true)
+	l := p.Layers[1]
+	e.registry.Replace("a/b", l.Digest, func(b []byte) []byte { return append(b, 0) })
+	e.registry.Fail(l.Digest.String(), imagetest.Fault{Cut: true, After: l.Size, Chunked: true})
+	if err := e.top(p); err != nil {
+		t.Fatal(err)
+	}
+	e.has(p)
+	if n := len(e.registry.Requests(l.Digest.String())); n != 1 {
+		t.Errorf("%d requests", n)
+	}
+}
+
 // TestForgedBlobs changes what the registry has for the middle layer.
 func TestForgedBlobs(t *testing.T) {
 	t.Parallel()
@@ -185,6 +206,9 @@ func TestForgedBlobs(t *testing.T) {
 					err := e.top(p)
 					if !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), forged.String()) {
 						t.Errorf("got %v", err)
+					}
+					if name == "extended" && mode == "encrypted, chunked" && !containsAll(err.Error(), "sends more than") {
+						t.Errorf("it was read beyond its size: %v", err)
 					}
 					if s := stageOf(err); s != imagepull.StageVerify && s != imagepull.StageFetch {
 						t.Errorf("at stage %s: %v", s, err)
@@ -239,6 +263,62 @@ func TestBrokenImages(t *testing.T) {
 			checkFailure(t, err, tc.class, tc.stage, p.Layers[1].Digest.String())
 		})
 	}
+}
+
+// TestForgedKeys has keys that unwrap and do not fit the layer, in all ways.
+func TestForgedKeys(t *testing.T) {
+	t.Parallel()
+	type private = blockcipher.PrivateLayerBlockCipherOptions
+	for name, tc := range map[string]struct {
+		private func(*private)
+		public  func(map[string]any)
+		text    string
+		packed  bool // only for compressed layers
+	}{
+		"another layer key": {private: func(p *private) { p.SymmetricKey[0] ^= 1 }, text: "MAC does not match"},
+		"another MAC":       {public: func(p map[string]any) { p["hmac"] = bytes.Repeat([]byte{1}, 32) }, text: "MAC does not match"},
+		// The MAC holds in these two: only the wrapped digest tells. That of an
+		// uncompressed layer is its diff id, which is verified last.
+		"another nonce": {private: func(p *private) { p.CipherOptions["nonce"][15] ^= 1 }, text: "plaintext digest does not match", packed: true},
+		"content by another recipient": {private: func(p *private) { p.Digest = digest.FromString("what the publisher encrypted") },
+			text: "plaintext digest does not match"},
+	} {
+		for _, compression := range []imagetest.Compression{imagetest.None, imagetest.Gzip, imagetest.Zstd} {
+			if tc.packed && compression == imagetest.None {
+				continue
+			}
+			t.Run(fmt.Sprintf("%s/%s", name, compression), func(t *testing.T) {
+				t.Parallel()
+				key := imagetest.NewKey(t, kid)
+				e := newEnv(t, newKeyring(key), nil)
+				l := imagetest.Layer{Key: &key, Compression: compression, Random: 200_000, EditPrivate: tc.private}
+				if tc.public != nil {
+					l.Edit = func(d *ocispec.Descriptor) { editPublic(t, d, tc.public) }
+				}
+				p := e.registry.Push(t, "a/b:v1", imagetest.Image{Layers: []imagetest.Layer{{}, l, {}}})
+				checkFailure(t, e.top(p), errdefs.IsDataLoss, imagepull.StageVerify, tc.text, p.Layers[1].Digest.String(), "push the image again")
+				e.clean(p, 1)
+			})
+		}
+	}
+}
+
+// editPublic changes the public options of a layer.
+func editPublic(t *testing.T, d *ocispec.Descriptor, edit func(map[string]any)) {
+	t.Helper()
+	raw, err := base64.StdEncoding.DecodeString(d.Annotations[layercrypt.PublicOptionsKey])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var public map[string]any
+	if err := json.Unmarshal(raw, &public); err != nil {
+		t.Fatal(err)
+	}
+	edit(public)
+	if raw, err = json.Marshal(public); err != nil {
+		t.Fatal(err)
+	}
+	d.Annotations[layercrypt.PublicOptionsKey] = base64.StdEncoding.EncodeToString(raw)
 }
 
 func TestKeyFailures(t *testing.T) {

@@ -60,7 +60,7 @@ func (f *fetchReader) Read(p []byte) (int, error) {
 			f.end(fmt.Errorf("the registry sends more than the %d bytes of the manifest: push the image again: %w", f.size, errdefs.ErrDataLoss))
 			return 0, f.err
 		case err == nil:
-		case errors.Is(err, io.EOF) && f.offset == f.size:
+		case f.offset == f.size: // however the connection ends, all is here
 			f.end(io.EOF)
 		case errors.Is(err, io.EOF) && f.offset == f.short:
 			f.end(fmt.Errorf("the registry has only %d of the %d bytes of the manifest: push the image again: %w", f.offset, f.size, errdefs.ErrDataLoss))

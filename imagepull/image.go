@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -97,6 +98,7 @@ func (p *Puller) create(image registry.Image, path string) error {
 	if len(image.Layers) == 0 {
 		return fmt.Errorf("image %s has no layers to mount: %w", image.Reference, errdefs.ErrInvalidArgument)
 	}
+	heldBefore := slices.Contains(p.store.Holders(), path)
 	if err := p.store.Hold(path, image.Layers[len(image.Layers)-1].ChainID); err != nil {
 		return err
 	}
@@ -106,8 +108,8 @@ func (p *Puller) create(image registry.Image, path string) error {
 		dirs[i] = layer.Path
 	}
 	err := p.bundler.Create(path, dirs, image.Config)
-	if err == nil || errdefs.IsAlreadyExists(err) {
-		return err // what is there, from an earlier process, keeps its hold
+	if err == nil || heldBefore && errdefs.IsAlreadyExists(err) {
+		return err // the bundle of an earlier process keeps its hold
 	}
 	return errors.Join(err, p.store.Release(path))
 }
@@ -122,4 +124,13 @@ func (p *Puller) RemoveImage(_ context.Context, bundle string) error {
 	}
 	p.forget(path)
 	return classify(p.store.Release(path))
+}
+
+// Sweep deletes what bundles of an earlier boot left: their writable layers. Call
+// it once, before the first PullImage.
+func (p *Puller) Sweep() error {
+	if p.opts.Scratch == "" {
+		return nil
+	}
+	return classify(p.bundler.Sweep(p.store.Holders()))
 }

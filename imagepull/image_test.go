@@ -59,6 +59,13 @@ func TestPullImage(t *testing.T) {
 	if u := spec.Process.User; u.UID != 7 || u.GID != 8 || spec.Process.Cwd != "/w" || !slices.Equal(spec.Process.Args, []string{"/run"}) {
 		t.Errorf("got %+v", spec.Process)
 	}
+	scratch := filepath.Join(e.root, "scratch")
+	if err := errors.Join(os.MkdirAll(filepath.Join(scratch, "stray", "upper"), 0o700), e.puller.Sweep()); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(scratch); err != nil || len(left) != 1 || left[0].Name() == "stray" {
+		t.Errorf("writable layers after a sweep: %v, %v", left, err)
+	}
 	other := e.registry.Push(t, "a/other:v1", imagetest.Image{Layers: []imagetest.Layer{{}}})
 	if _, err := e.puller.PullImage(t.Context(), other.Reference, bundle); !errdefs.IsAlreadyExists(err) {
 		t.Errorf("another image: %v", err)
@@ -106,6 +113,15 @@ func TestPullImageFailures(t *testing.T) {
 		if _, err := os.Lstat(filepath.Join(bundle, "rootfs")); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s: rootfs is left: %v", name, err)
 		}
+	}
+	// A bundle that somebody else made stays, and holds nothing.
+	foreign := filepath.Join(e.root, "foreign")
+	if err := errors.Join(os.Mkdir(foreign, 0o750), os.WriteFile(filepath.Join(foreign, "config.json"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	plainImage := e.registry.Push(t, "a/plain:v1", imagetest.Image{Layers: []imagetest.Layer{{}}})
+	if _, err := e.puller.PullImage(t.Context(), plainImage.Reference, foreign); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("foreign bundle: %v", err)
 	}
 	if holders := e.store.Holders(); len(holders) > 0 {
 		t.Errorf("held by %v", holders)

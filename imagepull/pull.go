@@ -73,7 +73,7 @@ func (p *Puller) await(ctx context.Context, key pullKey, want func(registry.Imag
 		return err
 	}
 	err = p.waitFor(ctx, pl, want)
-	p.leave(ctx, pl)
+	p.leave(pl, err == nil)
 	return err
 }
 
@@ -153,12 +153,12 @@ func (p *Puller) start(ctx context.Context, key pullKey) *pull {
 	return pl
 }
 
-// leave ends one caller's interest. If it gave up and was the last, the pull is
-// ended, and waited for.
-func (p *Puller) leave(ctx context.Context, pl *pull) {
+// leave ends one caller's interest. If it was the last and did not get what it
+// asked for, the pull is ended, and waited for.
+func (p *Puller) leave(pl *pull, served bool) {
 	p.mu.Lock()
 	pl.waiters--
-	abandoned := pl.waiters == 0 && ctx.Err() != nil
+	abandoned := pl.waiters == 0 && !served
 	if abandoned {
 		pl.fail(errAbandoned) // under the same lock: nobody may join in between
 	}

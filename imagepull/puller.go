@@ -165,7 +165,8 @@ func (p *Puller) Close() {
 //
 // The first call for an image starts all its layers, side by side; calls for
 // the others join it. The pull goes on when its callers have got their layers,
-// and ends when its last caller gives up by ctx. A layer that fails ends the
+// and ends when its last caller gives up by ctx, or asked for a layer that the
+// image does not have. A layer that fails ends the
 // pull with its error for all; layers already in the store stay.
 //
 // manifest may name an index or a platform's manifest; without it image's own

@@ -4,6 +4,7 @@
 package imagepull_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -44,6 +45,11 @@ func TestEveryMediaType(t *testing.T) {
 	e.clean(p, len(p.Layers))
 	if got := e.keys.count(); got != len(p.Layers)/2 {
 		t.Errorf("%d unwraps, want %d", got, len(p.Layers)/2)
+	}
+	for _, private := range e.keys.given {
+		if !bytes.Equal(private, make([]byte, len(private))) {
+			t.Error("private options are not cleared")
+		}
 	}
 	for i, l := range p.Layers {
 		if meta, _ := e.store.Layer(l.ChainID); meta.Encrypted != (i%2 == 1) || meta.Size < 300_000 || meta.Inodes < 4 || meta.Blob != l.Digest {
@@ -285,6 +291,28 @@ func TestArguments(t *testing.T) {
 		if _, _, _, err := e.puller.PullLayer(t.Context(), tc.image, tc.manifest, tc.chain); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// A layer that the image does not have pulls nothing.
+func TestForeignLayerEndsThePull(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t, newKeyring(), nil)
+	p := e.registry.Push(t, "a/b:v1", imagetest.Image{Layers: []imagetest.Layer{{}, {}}})
+	for _, l := range p.Layers {
+		e.registry.Fail(l.Digest.String(), imagetest.Fault{Stall: true})
+	}
+	if _, err := e.pull(t.Context(), p, digest.FromString("another layer")); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("got %v", err)
+	}
+	e.clean(p, 0)
+	asked := len(e.registry.Requests(p.Layers[0].Digest.String()))
+	e.registry.Heal()
+	if err := e.top(p); err != nil {
+		t.Error(err)
+	}
+	if again := len(e.registry.Requests(p.Layers[0].Digest.String())); again != asked+1 {
+		t.Errorf("%d requests, then %d: the pull went on for nobody", asked, again)
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
 )
 
 // Options of a server. The zero value is ready to use.
@@ -45,12 +46,22 @@ type recoverer struct{ log *slog.Logger }
 func (r recoverer) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (_ any, err error) {
 	defer r.recover(info.FullMethod, &err)
 	resp, err := next(ctx, req)
-	return resp, errgrpc.ToGRPC(err)
+	return resp, plain(err)
 }
 
 func (r recoverer) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
 	defer r.recover(info.FullMethod, &err)
-	return errgrpc.ToGRPC(next(srv, stream))
+	return plain(next(srv, stream))
+}
+
+// plain returns the status of an error without details. Those hold the classes
+// in the error once more, and containerd would print them behind its text.
+func plain(err error) error {
+	if err == nil {
+		return nil
+	}
+	s := status.Convert(errgrpc.ToGRPC(err))
+	return status.Error(s.Code(), s.Message())
 }
 
 func (r recoverer) recover(method string, err *error) {

@@ -116,7 +116,8 @@ func (s *Snapshotter) haveLayer(ctx context.Context, l layer) (bool, error) {
 }
 
 // commitLayer stores the committed snapshot in one transaction, so that there
-// is no active one at any time, and takes the layer out of the journal.
+// is no active one at any time, and then takes the layer out of the journal: a
+// crash in between leaves a note too many, which Cleanup drops.
 func (s *Snapshotter) commitLayer(ctx context.Context, l layer, path string, usage snapshots.Usage) error {
 	err := s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
@@ -125,45 +126,35 @@ func (s *Snapshotter) commitLayer(ctx context.Context, l layer, path string, usa
 		id, _, _, err := storage.GetInfo(ctx, l.name)
 		switch {
 		case err == nil:
-			err = s.relink(id, path)
+			return s.relink(id, path)
 		case errdefs.IsNotFound(err):
-			err = s.createLayer(ctx, l, path, usage)
+			return s.createLayer(ctx, l, path, usage)
 		}
-		if err != nil {
-			return err
-		}
-		return s.journal.drop(l.chain)
+		return err
 	})
-	if err == nil {
-		return nil
+	if err != nil {
+		return err
 	}
-	// The transaction may have failed after the layer left the journal.
-	return errors.Join(err, s.journal.add(l.chain))
+	if _, err := s.dropIfUsed(ctx, l.chain); err != nil {
+		s.log.Warn("layer stays noted until the next cleanup", "layer", l.chain, "err", err)
+	}
+	return nil
 }
 
-func (s *Snapshotter) createLayer(ctx context.Context, l layer, path string, usage snapshots.Usage) (err error) {
+func (s *Snapshotter) createLayer(ctx context.Context, l layer, path string, usage snapshots.Usage) error {
 	labels := snapshots.WithLabels(l.labels)
 	snap, err := storage.CreateSnapshot(ctx, snapshots.KindActive, l.key, l.parent, labels)
 	if err != nil {
 		return err
 	}
-	dir := s.dir(snap.ID)
-	if err := os.RemoveAll(dir); err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.RemoveAll(dir))
+	err = s.makeDir(snap.ID, func(dir string) error {
+		if err := os.Symlink(path, s.upper(snap.ID)); err != nil {
+			return err
 		}
-	}()
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return err
-	}
-	if err := os.Symlink(path, s.upper(snap.ID)); err != nil {
-		return err
-	}
-	// The link must be on the disk before the metadata that relies on it.
-	if err := errors.Join(syncDir(dir), syncDir(filepath.Dir(dir))); err != nil {
+		// The link must be on the disk before the metadata that relies on it.
+		return errors.Join(syncDir(dir), syncDir(filepath.Dir(dir)))
+	})
+	if err != nil {
 		return err
 	}
 	_, err = storage.CommitActive(ctx, l.key, l.name, usage, labels)

@@ -122,6 +122,40 @@ func TestFailedPullLeavesNothing(t *testing.T) {
 	}
 }
 
+// A guest elsewhere, or a broken one, names folders that are none here.
+func TestFolderOfAnotherMachine(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		path  string
+		class error
+		text  string
+	}{
+		"absent":     {"/nowhere/at/all", errdefs.ErrFailedPrecondition, "run coffer-guest on this machine"},
+		"not folder": {"/proc/self/status", errdefs.ErrFailedPrecondition, "is not a folder"},
+		"relative":   {"layers/x", errdefs.ErrInternal, "not an absolute path"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			root, g := t.TempDir(), newGuest(t)
+			sn := open(t, root, g)
+			chain := chains("elsewhere", 1)[0]
+			g.set(func(g *guest) { g.lie = tc.path })
+			_, err := sn.Prepare(t.Context(), "key", "", ref(chain))
+			wantError(t, err, tc.class, tc.text)
+			if left := append(names(t, sn), entries(t, root, "snapshots")...); len(left) > 0 {
+				t.Errorf("%v is left", left)
+			}
+			// The guest has the layer, so it must be told that nobody wants it.
+			noError(t, sn.Cleanup(t.Context()))
+			if g.has(chain) {
+				t.Error("the layer stays in the guest")
+			}
+			g.set(func(g *guest) { g.lie = "" })
+			pull(t, sn, []digest.Digest{chain})
+		})
+	}
+}
+
 func TestPrepareHonoursCancellation(t *testing.T) {
 	t.Parallel()
 	root, g := t.TempDir(), newGuest(t)

@@ -22,7 +22,8 @@ import (
 // Prepare makes a writable snapshot on parent and returns its mounts. With the
 // label containerd.io/snapshot.ref it pulls that image layer instead, blocks
 // until it is there, and answers AlreadyExists.
-func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) (_ []mount.Mount, err error) {
+	defer func() { err = s.outOfSpace(err) }()
 	var base snapshots.Info
 	for _, opt := range opts {
 		if err := opt(&base); err != nil {
@@ -37,7 +38,8 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 
 // View makes a read-only snapshot of parent and returns its mounts.
 func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
-	return s.create(ctx, snapshots.KindView, key, parent, opts)
+	mounts, err := s.create(ctx, snapshots.KindView, key, parent, opts)
+	return mounts, s.outOfSpace(err)
 }
 
 // Mounts returns the mounts of an active snapshot or view.
@@ -57,9 +59,10 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 }
 
 // Commit makes the active snapshot key immutable under name.
-func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
+func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) (err error) {
+	defer func() { err = s.outOfSpace(err) }()
 	var id string
-	err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
+	err = s.ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
 		id, _, _, err = storage.GetInfo(ctx, key)
 		return err
 	})
@@ -92,7 +95,7 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 		if err != nil {
 			return err
 		}
-		return s.makeDir(snap, info.Labels)
+		return s.makeDir(snap.ID, func(string) error { return s.makeUpper(snap, info.Labels) })
 	})
 	if err != nil {
 		return nil, fmt.Errorf("create snapshot %s: %w", key, err)
@@ -100,11 +103,12 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 	return s.mounts(snap), nil
 }
 
-// makeDir makes the folder of a new snapshot, inside its transaction. What lies
-// there is what a crash left before the transaction was committed. If the
-// commit of this one fails, the folder waits for Cleanup or for its next owner.
-func (s *Snapshotter) makeDir(snap storage.Snapshot, labels map[string]string) (err error) {
-	dir := s.dir(snap.ID)
+// makeDir makes the folder of a new snapshot and fills it, inside its
+// transaction. What lies there is what a crash left before the transaction was
+// committed. If the commit of this one fails, the folder waits for Cleanup or for
+// its next owner.
+func (s *Snapshotter) makeDir(id string, fill func(dir string) error) (err error) {
+	dir := s.dir(id)
 	if err := os.RemoveAll(dir); err != nil {
 		return err
 	}
@@ -116,6 +120,12 @@ func (s *Snapshotter) makeDir(snap storage.Snapshot, labels map[string]string) (
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
+	return fill(dir)
+}
+
+// makeUpper makes the root directory of a new snapshot, and what overlay needs
+// beside it.
+func (s *Snapshotter) makeUpper(snap storage.Snapshot, labels map[string]string) error {
 	if err := os.Mkdir(s.upper(snap.ID), 0o755); err != nil { //nolint:gosec // the root directory of a container
 		return err
 	}

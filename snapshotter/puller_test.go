@@ -4,6 +4,7 @@
 package snapshotter_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,6 +37,7 @@ type guest struct {
 	hold    map[digest.Digest]chan struct{} // guarded by mu; a pull of it waits
 	holding chan digest.Digest              // hears of pulls that wait
 	remove  chan struct{}                   // not nil: removals wait
+	lie     string                          // guarded by mu; the folder it names instead of the true one
 }
 
 func newGuest(t *testing.T) *guest {
@@ -58,7 +60,7 @@ func (g *guest) PullLayer(ctx context.Context, image string, manifest, chain dig
 	g.mu.Lock()
 	g.pulls[chain]++
 	g.images[chain] = image + " " + manifest.String()
-	away, fail, hold := g.away, g.fail[chain], g.hold[chain]
+	away, fail, hold, lie := g.away, g.fail[chain], g.hold[chain], g.lie
 	g.mu.Unlock()
 	if hold != nil {
 		g.holding <- chain
@@ -79,7 +81,7 @@ func (g *guest) PullLayer(ctx context.Context, image string, manifest, chain dig
 		return "", 0, 0, err
 	}
 	file := filepath.Join(dir, chain.Encoded()[:8])
-	return dir, 4096, 2, os.WriteFile(file, []byte(chain), 0o600)
+	return cmp.Or(lie, dir), 4096, 2, os.WriteFile(file, []byte(chain), 0o600)
 }
 
 func (g *guest) RemoveLayer(ctx context.Context, chain digest.Digest) error {

@@ -39,7 +39,7 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 		return s.journal.add(chain)
 	})
 	if err != nil {
-		return fmt.Errorf("remove snapshot %s: %w", key, err)
+		return s.outOfSpace(fmt.Errorf("remove snapshot %s: %w", key, err))
 	}
 	// The snapshot is gone already; Cleanup tries again.
 	if err := os.RemoveAll(s.dir(id)); err != nil {

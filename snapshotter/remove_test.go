@@ -83,6 +83,23 @@ func TestStaleRemovalSparesNewPull(t *testing.T) {
 }
 
 // A removal that meets a pull under way waits for the next Cleanup.
+// A crash between the commit of a layer and the note of it leaves the note.
+func TestNotedLayerInUseStays(t *testing.T) {
+	t.Parallel()
+	root, g := t.TempDir(), newGuest(t)
+	sn := open(t, root, g)
+	list := chains("noted", 2)
+	pull(t, sn, list)
+	noError(t, os.WriteFile(filepath.Join(root, "layers", list[0].Encoded()), nil, 0o600))
+	noError(t, sn.Cleanup(t.Context()))
+	if !g.has(list[0]) {
+		t.Error("cleanup removed a layer in use")
+	}
+	if left := entries(t, root, "layers"); len(left) > 0 {
+		t.Errorf("the journal has %v", left)
+	}
+}
+
 func TestRemovalDuringPull(t *testing.T) {
 	t.Parallel()
 	root, g := t.TempDir(), newGuest(t)

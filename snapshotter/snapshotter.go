@@ -35,6 +35,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
 )
 
 // LayerPuller gets image layers into the TEE's layer store.
@@ -198,7 +199,15 @@ func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpath
 		updated, err = storage.UpdateInfo(ctx, kept, "labels."+snapshots.LabelSnapshotRef)
 		return err
 	})
-	return updated, err
+	return updated, s.outOfSpace(err)
+}
+
+// outOfSpace gives an error its class where the disk of root is full.
+func (s *Snapshotter) outOfSpace(err error) error {
+	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
+		return err
+	}
+	return fmt.Errorf("out of space in %s: make room there or choose another root: %w: %w", s.root, err, errdefs.ErrResourceExhausted)
 }
 
 // Usage returns what the snapshot itself holds, without its parents: measured

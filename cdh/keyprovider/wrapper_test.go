@@ -32,7 +32,7 @@ import (
 const jweAnnotation = "org.opencontainers.image.enc.keys.jwe"
 
 // wrapper is the process's one wrapper, as ocicrypt's global map wants it.
-var wrapper = keyprovider.New()
+var wrapper = keyprovider.New() //nolint:gochecknoglobals // registered once for the process
 
 func TestMain(m *testing.M) {
 	ocicrypt.RegisterKeyWrapper(keywrap.Scheme, wrapper)

@@ -141,6 +141,9 @@ func (g *guest) puller(conf Config, keys imagepull.KeyUnwrapper) (*imagepull.Pul
 		Logger:       g.log,
 	})
 	g.closers = append(g.closers, func() error { p.Close(); return nil })
+	if err := p.Sweep(); err != nil {
+		return nil, fmt.Errorf("image.work_dir: %w", err)
+	}
 	return p, nil
 }
 

@@ -118,7 +118,7 @@ func TestGuest(t *testing.T) { //nolint:paralleltest // see above
 	needRoot(t)
 	w := newWorld(t)
 	before := goleak.IgnoreCurrent()
-	for name, part := range map[string]func(*testing.T, *world){ //nolint:paralleltest // see above
+	for name, part := range map[string]func(*testing.T, *world){
 		"plain image":     testPlain,
 		"no KBS":          testNoKBS,
 		"encrypted image": testEncrypted,

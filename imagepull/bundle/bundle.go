@@ -105,6 +105,29 @@ func (b *Bundler) Remove(bundle string) error {
 	return nil
 }
 
+// Sweep deletes the writable layers of all bundles but these: those of bundles
+// that went away with an earlier boot.
+func (b *Bundler) Sweep(bundles []string) error {
+	keep := make(map[string]bool, len(bundles))
+	for _, bundle := range bundles {
+		keep[b.scratchOf(bundle)] = true
+	}
+	entries, err := os.ReadDir(b.scratch)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return failed("sweep writable layers", err)
+	}
+	for _, e := range entries {
+		path := filepath.Join(b.scratch, e.Name())
+		if keep[path] {
+			continue
+		}
+		if err := os.RemoveAll(path); err != nil {
+			return failed("remove writable layer", err)
+		}
+	}
+	return nil
+}
+
 // scratchOf is where a bundle's writable layer is, found again by its path.
 func (b *Bundler) scratchOf(bundle string) string {
 	sum := sha256.Sum256([]byte(filepath.Clean(bundle)))

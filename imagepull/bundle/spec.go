@@ -22,7 +22,7 @@ const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbi
 // default. A caller such as kata-agent takes the process from it.
 func newSpec(rootfs string, image ocispec.Image) (*specs.Spec, error) {
 	if image.OS != "" && image.OS != "linux" {
-		return nil, fmt.Errorf("image is for %q, not for linux: %w", image.OS, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("image is for %.100q, not for linux: %w", image.OS, errdefs.ErrInvalidArgument)
 	}
 	user, err := resolveUser(rootfs, image.Config.User)
 	if err != nil {

@@ -54,13 +54,13 @@ func lookupUser(user, passwd, group string) (specs.User, error) {
 		uid, ok1 := parseID(account[2])
 		gid, ok2 := parseID(account[3])
 		if !ok1 || !ok2 {
-			return u, fmt.Errorf("user %q: bad entry in the image's /etc/passwd: %w", user, errdefs.ErrInvalidArgument)
+			return u, fmt.Errorf("user %.100q: bad entry in the image's /etc/passwd: %w", user, errdefs.ErrInvalidArgument)
 		}
 		u.UID, u.GID = uid, gid
 	case isNumber:
 		u.UID = id
 	default:
-		return u, fmt.Errorf("user %q is not in the image's /etc/passwd: set USER to a number or to a name that is: %w", user, errdefs.ErrInvalidArgument)
+		return u, fmt.Errorf("user %.100q is not in the image's /etc/passwd: set USER to a number or to a name that is: %w", user, errdefs.ErrInvalidArgument)
 	}
 	if hasGroup && groupName != "" {
 		gid, err := lookupGroup(groupName, group)
@@ -84,7 +84,7 @@ func lookupGroup(name, group string) (uint32, error) {
 			return id, nil
 		}
 	}
-	return 0, fmt.Errorf("group %q is not in the image's /etc/group: set USER with a number or a name that is: %w", name, errdefs.ErrInvalidArgument)
+	return 0, fmt.Errorf("group %.100q is not in the image's /etc/group: set USER with a number or a name that is: %w", name, errdefs.ErrInvalidArgument)
 }
 
 // memberships are the groups that list the user, without the primary one.

@@ -68,6 +68,8 @@ type Layer struct {
 	// Docker and NonDistributable choose other media types of the same form.
 	Docker, NonDistributable bool
 
+	// EditPrivate changes the private options before they are wrapped.
+	EditPrivate func(*blockcipher.PrivateLayerBlockCipherOptions)
 	// WrongDiffID puts another diff id into the config than the content has.
 	WrongDiffID bool
 	// Edit changes the descriptor before it is put into the manifest.
@@ -97,7 +99,7 @@ func (l Layer) build(t testing.TB) Built {
 	b.Blob, b.MediaType = b.Plain, l.mediaType()
 	if keys := l.keys(); len(keys) > 0 {
 		b.MediaType += "+encrypted"
-		b.Blob, b.Annotations = encrypt(t, b.Plain, keys)
+		b.Blob, b.Annotations = l.encrypt(t, b.Plain, keys)
 	}
 	b.Digest, b.Size = digest.FromBytes(b.Blob), int64(len(b.Blob))
 	if l.Edit != nil {
@@ -177,7 +179,7 @@ func compress(t testing.TB, b []byte, c Compression) []byte {
 }
 
 // encrypt is ocicrypt's cipher with one annotation packet for each key.
-func encrypt(t testing.TB, plain []byte, keys []Key) ([]byte, map[string]string) {
+func (l Layer) encrypt(t testing.TB, plain []byte, keys []Key) ([]byte, map[string]string) {
 	t.Helper()
 	handler, err := blockcipher.NewLayerBlockCipherHandler()
 	must(t, err)
@@ -188,6 +190,9 @@ func encrypt(t testing.TB, plain []byte, keys []Key) ([]byte, map[string]string)
 	opts, err := finish()
 	must(t, err)
 	opts.Private.Digest = digest.FromBytes(plain)
+	if l.EditPrivate != nil {
+		l.EditPrivate(&opts.Private)
+	}
 	private, err := json.Marshal(opts.Private)
 	must(t, err)
 	public, err := json.Marshal(opts.Public)

@@ -61,8 +61,9 @@ func ParsePublicOptions(b []byte) (PublicOptions, error) {
 	if len(b) > maxAnnotation {
 		return PublicOptions{}, fmt.Errorf("%w: public options are longer than %d bytes", ErrMalformed, maxAnnotation)
 	}
-	if err := json.Unmarshal(b, &pub); err != nil {
-		return PublicOptions{}, fmt.Errorf("%w: public options: %w", ErrMalformed, err)
+	if json.Unmarshal(b, &pub) != nil {
+		// The cause is left out: it can quote megabytes of the document.
+		return PublicOptions{}, fmt.Errorf("%w: public options are not the expected JSON", ErrMalformed)
 	}
 	if err := pub.check(); err != nil {
 		return PublicOptions{}, err

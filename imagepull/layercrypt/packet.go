@@ -50,12 +50,12 @@ func KeyPackets(annotations map[string]string) ([]KeyPacket, error) {
 			return nil, fmt.Errorf("%w: annotation %q names no key wrapping scheme", ErrMalformed, key)
 		}
 		if len(value) > maxAnnotation {
-			return nil, fmt.Errorf("%w: annotation %q is longer than %d bytes", ErrMalformed, key, maxAnnotation)
+			return nil, fmt.Errorf("%w: annotation %.200q is longer than %d bytes", ErrMalformed, key, maxAnnotation)
 		}
 		for part := range strings.SplitSeq(value, ",") {
 			data, err := base64.StdEncoding.DecodeString(part)
 			if err != nil || len(data) == 0 {
-				return nil, fmt.Errorf("%w: annotation %q is not a list of base64 strings", ErrMalformed, key)
+				return nil, fmt.Errorf("%w: annotation %.200q is not a list of base64 strings", ErrMalformed, key)
 			}
 			packets = append(packets, KeyPacket{Scheme: scheme, Data: data})
 		}

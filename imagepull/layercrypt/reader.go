@@ -44,7 +44,10 @@ type Reader struct {
 	plain  hash.Hash     // of the plaintext; nil where no digest was recorded
 	stream cipher.Stream // the key stream
 
-	wantMAC   []byte
+	wantMAC []byte
+	// wantPlain is not made needless by the MAC: any other recipient of the layer
+	// has the layer key and can make another ciphertext with a right MAC, but
+	// cannot change the digest in this packet.
 	wantPlain string
 	size      int64
 	err       error // sticky; io.EOF once all was read

@@ -9,7 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -100,6 +103,12 @@ func TestResolveRefuses(t *testing.T) {
 		"fewer diff ids": {
 			imagetest.Image{Layers: layers, EditConfig: func(c *ocispec.Image) { c.RootFS.DiffIDs = c.RootFS.DiffIDs[:1] }},
 			errdefs.IsInvalidArgument, "manifest has 2 layers, config has 1 diff ids",
+		},
+		"more diff ids": {
+			imagetest.Image{Layers: layers, EditConfig: func(c *ocispec.Image) {
+				c.RootFS.DiffIDs = append(c.RootFS.DiffIDs, digest.FromString("x"))
+			}},
+			errdefs.IsInvalidArgument, "manifest has 2 layers, config has 3 diff ids",
 		},
 		"sha512 diff id": {
 			imagetest.Image{Layers: layers, EditConfig: func(c *ocispec.Image) { c.RootFS.DiffIDs[0] = digest.SHA512.FromString("x") }},
@@ -278,6 +287,50 @@ func TestStallAndAway(t *testing.T) {
 	_, err = c.Resolve(t.Context(), p.Reference, "")
 	if !errors.As(err, &e) || !e.Temporary || !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "connection refused") {
 		t.Errorf("away: %v", err)
+	}
+}
+
+// TestForgedDocuments has a registry that answers a digest with other bytes.
+func TestForgedDocuments(t *testing.T) {
+	t.Parallel()
+	r := imagetest.New(t)
+	var config digest.Digest
+	p := r.Push(t, "a/b:v1", imagetest.Image{EditManifest: func(m *ocispec.Manifest) { config = m.Config.Digest }})
+	forger := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, `{"schemaVersion":2,"config":{}}`)
+	}))
+	defer forger.Close()
+	host := strings.TrimPrefix(forger.URL, "http://")
+	c := newClient(t, r, func(o *registry.Options) { o.Insecure = append(o.Insecure, host) })
+	refused := func(what, ref string, manifest digest.Digest) {
+		t.Helper()
+		if _, err := c.Resolve(t.Context(), ref, manifest); !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), "do not trust this registry") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	refused("manifest, digest of the caller", host+"/a/b:v1", p.Manifest.Digest)
+	refused("manifest, digest of the reference", host+"/a/b@"+p.Manifest.Digest.String(), "")
+	r.Replace("a/b", config, func(b []byte) []byte { return bytes.Replace(b, []byte("imagetest"), []byte("imageTest"), 1) })
+	refused("config", p.Reference, "")
+}
+
+func TestEndlessDocument(t *testing.T) {
+	t.Parallel()
+	var served atomic.Int64
+	endless := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for r.Context().Err() == nil {
+			n, _ := w.Write(make([]byte, 1<<20))
+			served.Add(int64(n))
+		}
+	}))
+	defer endless.Close()
+	host := strings.TrimPrefix(endless.URL, "http://")
+	c := newClient(t, imagetest.New(t), func(o *registry.Options) { o.Insecure = append(o.Insecure, host) })
+	if _, err := c.Resolve(t.Context(), host+"/a/b:v1", ""); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "larger than 4 MiB") {
+		t.Errorf("got %v", err)
+	}
+	if n := served.Load(); n > 64<<20 {
+		t.Errorf("%d bytes were read", n)
 	}
 }
 

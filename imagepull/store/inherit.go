@@ -36,6 +36,11 @@ func inherit(ctx context.Context, dir string, implicit []string, below chain) er
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		if hidden, err := hidden(dir, name); err != nil {
+			return err
+		} else if hidden {
+			continue
+		}
 		n, found, err := below.lookup(name)
 		if err != nil {
 			return err
@@ -48,6 +53,17 @@ func inherit(ctx context.Context, dir string, implicit []string, below chain) er
 		}
 	}
 	return nil
+}
+
+// hidden reports whether a layer itself hides what the layers below have at a
+// path, by an opaque directory above it. Then they have nothing to give.
+func hidden(dir, name string) (bool, error) {
+	for above := filepath.Dir(name); above != "."; above = filepath.Dir(above) {
+		if opaque, err := isOpaque(filepath.Join(dir, above)); err != nil || opaque {
+			return opaque, err
+		}
+	}
+	return false, nil
 }
 
 // copyAttributes gives a directory the owner, mode, extended attributes and

@@ -29,11 +29,15 @@ func relocate(ctx context.Context, dir string, implicit []string, below chain) (
 			return nil, err
 		}
 		name = moved(moves, name)
+		hidden, err := hidden(dir, name)
+		if err != nil {
+			return nil, err
+		}
 		n, found, err := below.lookup(name)
 		if err != nil {
 			return nil, err
 		}
-		if !found || !n.is(unix.S_IFLNK) {
+		if hidden || !found || !n.is(unix.S_IFLNK) {
 			names = append(names, name)
 			continue
 		}

@@ -12,23 +12,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Free returns the bytes that the store's file system has left.
-func (s *Store) Free() (int64, error) {
-	st, err := s.statfs()
-	if err != nil {
-		return 0, err
-	}
-	return freeBytes(st), nil
-}
-
 // CheckSpace returns errdefs.ErrResourceExhausted, with both numbers, where the
 // store has fewer than needed bytes left.
 func (s *Store) CheckSpace(needed int64) error {
-	free, err := s.Free()
+	st, err := s.statfs()
 	if err != nil {
 		return err
 	}
-	if free < needed {
+	if free := freeBytes(st); free < needed {
 		return s.exhausted(needed, free, nil)
 	}
 	return nil

@@ -198,7 +198,7 @@ func (s *Store) Claim(chainID digest.Digest) (Layer, error) {
 	}
 	if !e.claimed {
 		if err := touch(s.path(layersDir, e.id, claimedFile)); err != nil {
-			return Layer{}, fmt.Errorf("claim layer %s: %w", chainID, err)
+			return Layer{}, s.OutOfSpace(fmt.Errorf("claim layer %s: %w", chainID, err), 0)
 		}
 		e.claimed, e.dirty = true, true
 		s.notify()

@@ -11,32 +11,33 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 )
 
 // Sweep removes the layers that nobody has claimed, holds, or has used for
-// Options.Unclaimed, and on which no layer stands that is wanted.
+// Options.Unclaimed, and on which no layer stands that is wanted. While a layer
+// is being written it removes none: that layer may stand on any of them.
 func (s *Store) Sweep(ctx context.Context) error {
-	var failed error
-	for _, chainID := range s.unwanted(time.Now().Add(-s.opts.Unclaimed)) {
+	trash, failed := s.unlinkUnwanted(time.Now().Add(-s.opts.Unclaimed))
+	for _, dir := range trash {
 		if err := ctx.Err(); err != nil {
-			return err
+			return err // the next Open removes the rest
 		}
-		err := s.Remove(chainID)
-		if errdefs.IsFailedPrecondition(err) || errdefs.IsNotFound(err) {
-			continue // it is wanted again, or gone already
-		}
-		failed = errors.Join(failed, err)
+		failed = errors.Join(failed, os.RemoveAll(dir))
 	}
 	return failed
 }
 
-// unwanted returns the layers that nobody wanted since a time.
-func (s *Store) unwanted(since time.Time) []digest.Digest {
+// unlinkUnwanted makes the layers disappear that nobody wanted since a time, all
+// in one step, so that none can be claimed in between. It returns where their
+// files are now.
+func (s *Store) unlinkUnwanted(since time.Time) (trash []string, failed error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.closed || s.staged > 0 {
+		return nil, nil
+	}
 	wanted := make(map[digest.Digest]struct{})
 	want := func(top digest.Digest) {
 		for e := range s.stack(top) {
@@ -51,13 +52,19 @@ func (s *Store) unwanted(since time.Time) []digest.Digest {
 			want(chainID)
 		}
 	}
-	var unwanted []digest.Digest
-	for chainID := range s.layers {
-		if _, found := wanted[chainID]; !found {
-			unwanted = append(unwanted, chainID)
+	for chainID, e := range s.layers {
+		if _, found := wanted[chainID]; found {
+			continue
 		}
+		dir, err := s.discard(e.id)
+		if err != nil {
+			failed = errors.Join(failed, fmt.Errorf("remove layer %s: %w", chainID, err))
+			continue
+		}
+		delete(s.layers, chainID)
+		trash = append(trash, dir)
 	}
-	return unwanted
+	return trash, failed
 }
 
 // Sync writes all committed layers and claims to the disk, so that they are

@@ -32,17 +32,18 @@ const (
 // that the image specification gives them whatever their order: they hide what
 // is in the layers below, and never what is in their own.
 type pass struct {
-	root             string
+	inside           *inside
 	opts             Options
 	entries, content int64
+	metadata         int64               // bytes of names and attributes so far
 	dirs             map[string]bool     // directories needed; true where the layer lists them
 	whiteouts        map[string]struct{} // paths that hold a whiteout
 	opaque           []string            // directories to be made opaque at the end
 }
 
-func newPass(root string, opts Options) *pass {
+func newPass(in *inside, opts Options) *pass {
 	return &pass{
-		root:      filepath.Clean(root),
+		inside:    in,
 		opts:      opts,
 		dirs:      make(map[string]bool),
 		whiteouts: make(map[string]struct{}),
@@ -59,6 +60,13 @@ func (p *pass) filter(hdr *tar.Header) (bool, error) {
 	}
 	if len(hdr.Name) > maxPath || len(hdr.Linkname) > maxPath {
 		return false, fmt.Errorf("entry %.64q...: a path is longer than %d bytes: %w", hdr.Name, maxPath, errdefs.ErrInvalidArgument)
+	}
+	p.metadata += int64(len(hdr.Name) + len(hdr.Linkname))
+	for key, value := range hdr.PAXRecords {
+		p.metadata += int64(len(key) + len(value))
+	}
+	if p.metadata > p.opts.MaxMetadata {
+		return false, fmt.Errorf("names and attributes in the layer have more than %d bytes (MaxMetadata): %w", p.opts.MaxMetadata, errdefs.ErrInvalidArgument)
 	}
 	if hdr.Typeflag == tar.TypeReg {
 		// A sparse file takes its whole size here, and next to nothing of the stream.
@@ -77,15 +85,19 @@ func (p *pass) reveal(name string) error {
 		return nil
 	}
 	for dir := filepath.Dir(filepath.Join("/", name)); dir != "/"; dir = filepath.Dir(dir) {
-		path := filepath.Join(p.root, dir)
+		path := filepath.Join(p.inside.root, dir)
 		if _, found := p.whiteouts[path]; !found {
 			continue
 		}
-		if err := os.Remove(path); err != nil {
+		delete(p.whiteouts, path)
+		removed, err := p.inside.removeWhiteout(path)
+		if err != nil {
 			return err
 		}
-		delete(p.whiteouts, path)
-		p.opaque = append(p.opaque, path)
+		if removed {
+			p.opaque = append(p.opaque, path)
+			p.dirs[path] = true // what was there below is gone, its attributes too
+		}
 	}
 	return nil
 }
@@ -96,21 +108,20 @@ func (p *pass) convert(hdr *tar.Header, path string) (bool, error) {
 	p.need(filepath.Dir(path))
 	dir, base := filepath.Split(path)
 	if base == whiteoutOpaque {
-		return false, setOpaque(dir)
+		return false, p.inside.setOpaque(filepath.Clean(dir))
 	}
 	if hidden, found := strings.CutPrefix(base, whiteoutPrefix); found {
 		return false, p.whiteout(hdr, path, dir+hidden)
 	}
-	if _, found := p.whiteouts[path]; found {
-		delete(p.whiteouts, path)
-		if hdr.Typeflag == tar.TypeDir {
-			p.opaque = append(p.opaque, path)
-		}
-	}
-	if hdr.Typeflag == tar.TypeDir {
-		p.dirs[path] = true
-	} else {
+	delete(p.whiteouts, path)
+	if hdr.Typeflag != tar.TypeDir {
 		delete(p.dirs, path)
+		return true, nil
+	}
+	p.dirs[path] = true
+	if info, err := os.Lstat(path); err == nil && !info.IsDir() {
+		// What it replaces, a whiteout or a file, hid what is below.
+		p.opaque = append(p.opaque, path)
 	}
 	return true, nil
 }
@@ -120,7 +131,8 @@ func (p *pass) convert(hdr *tar.Header, path string) (bool, error) {
 func (p *pass) whiteout(hdr *tar.Header, path, target string) error {
 	switch info, err := os.Lstat(target); {
 	case err == nil && info.IsDir():
-		return setOpaque(target)
+		p.dirs[target] = true // it has nothing of what it hides
+		return p.inside.setOpaque(target)
 	case err == nil:
 		return nil
 	case !errors.Is(err, os.ErrNotExist):
@@ -135,7 +147,7 @@ func (p *pass) whiteout(hdr *tar.Header, path, target string) error {
 
 // need notes that dir and the directories above it have to be there.
 func (p *pass) need(dir string) {
-	for ; len(dir) > len(p.root); dir = filepath.Dir(dir) {
+	for ; len(dir) > len(p.inside.root); dir = filepath.Dir(dir) {
 		if _, known := p.dirs[dir]; known {
 			return
 		}
@@ -146,14 +158,7 @@ func (p *pass) need(dir string) {
 // finish does what could not be done before all entries had gone by.
 func (p *pass) finish() error {
 	for _, dir := range p.opaque {
-		info, err := os.Lstat(dir)
-		if errors.Is(err, os.ErrNotExist) || err == nil && !info.IsDir() {
-			continue // a later entry replaced it
-		}
-		if err != nil {
-			return err
-		}
-		if err := setOpaque(dir); err != nil {
+		if err := p.inside.setOpaque(dir); err != nil {
 			return err
 		}
 	}
@@ -167,28 +172,25 @@ func (p *pass) implicit() ([]string, error) {
 		if listed {
 			continue
 		}
-		info, err := os.Lstat(dir)
-		if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+		if there, err := p.inside.isDirectory(dir); err != nil {
 			return nil, err
+		} else if there { // no later entry replaced it, or a directory above it
+			names = append(names, strings.TrimPrefix(dir, p.inside.root+"/"))
 		}
-		if err != nil || !info.IsDir() {
-			continue // a later entry replaced it, or a directory above it
-		}
-		names = append(names, strings.TrimPrefix(dir, p.root+"/"))
 	}
 	slices.Sort(names)
 	return names, nil
 }
 
-// setOpaque makes overlayfs hide what the layers below have in dir.
-func setOpaque(dir string) error {
-	err := unix.Lsetxattr(filepath.Clean(dir), opaqueXattr, []byte{'y'}, 0)
+// markOpaque makes overlayfs hide what the layers below have in dir.
+func markOpaque(dir *os.File) error {
+	err := unix.Fsetxattr(int(dir.Fd()), opaqueXattr, []byte{'y'}, 0)
 	if errors.Is(err, unix.ENOTSUP) {
 		return fmt.Errorf("set %s: the file system has no trusted extended attributes; use ext4, xfs, btrfs or tmpfs for the image store: %w",
 			opaqueXattr, errdefs.ErrFailedPrecondition)
 	}
 	if err != nil {
-		return &os.PathError{Op: "lsetxattr", Path: dir, Err: err}
+		return &os.PathError{Op: "fsetxattr", Path: dir.Name(), Err: err}
 	}
 	return nil
 }

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 
 	"github.com/containerd/containerd/v2/pkg/archive"
 	"github.com/containerd/errdefs"
@@ -30,6 +31,9 @@ const (
 	// DefaultMaxBytes is the number of bytes that a layer may unpack to where
 	// Options names no other: 512 GiB, above any layer seen in practice.
 	DefaultMaxBytes = 512 << 30
+	// DefaultMaxMetadata is the number of bytes that names and attributes may
+	// have where Options names no other: room for some two million files.
+	DefaultMaxMetadata = 256 << 20
 )
 
 // Options bound what one layer may use. The zero value is the safe default.
@@ -39,6 +43,10 @@ type Options struct {
 	// MaxBytes is the largest size of the tar stream, and of the files in it
 	// together, in bytes; 0 is DefaultMaxBytes.
 	MaxBytes int64
+	// MaxMetadata is the largest size of names, link targets and extended
+	// attributes of all entries together, in bytes, since many of them stay in
+	// memory until the last entry; 0 is DefaultMaxMetadata.
+	MaxMetadata int64
 }
 
 // Facts say what a layer is, once unpacked.
@@ -69,6 +77,9 @@ func New(opts Options) *Tar {
 	if opts.MaxBytes <= 0 {
 		opts.MaxBytes = DefaultMaxBytes
 	}
+	if opts.MaxMetadata <= 0 {
+		opts.MaxMetadata = DefaultMaxMetadata
+	}
 	return &Tar{opts: opts}
 }
 
@@ -87,9 +98,14 @@ func (t *Tar) Apply(ctx context.Context, dir string, r io.Reader) (Facts, error)
 	if err := prepare(dir); err != nil {
 		return Facts{}, err
 	}
+	in, err := newInside(filepath.Clean(dir))
+	if err != nil {
+		return Facts{}, err
+	}
+	defer in.close()
 	src := &source{ctx: ctx, r: r, limit: t.opts.MaxBytes}
-	p := newPass(dir, t.opts)
-	_, err := archive.Apply(ctx, dir, src,
+	p := newPass(in, t.opts)
+	_, err = archive.Apply(ctx, dir, src,
 		archive.WithFilter(p.filter),
 		archive.WithConvertWhiteout(p.convert),
 	)

@@ -292,15 +292,18 @@ func TestImplicit(t *testing.T) {
 		entries []entry
 		want    []string
 	}{
-		"none":            {[]entry{dir("a", 0o755), file("a/b", "")}, nil},
-		"all":             {[]entry{file("a/b/c/d", "")}, []string{"a", "a/b", "a/b/c"}},
-		"some":            {[]entry{dir("a/b", 0o755), file("a/b/c/d", ""), file("./e/f", "")}, []string{"a", "a/b/c", "e"}},
-		"listed late":     {[]entry{file("a/b/c", ""), dir("a/b/", 0o700)}, []string{"a"}},
-		"for a whiteout":  {[]entry{file("a/.wh.b", ""), file("c/.wh..wh..opq", "")}, []string{"a", "c"}},
-		"for a hard link": {[]entry{file("a", ""), link(tar.TypeLink, "b/c", "a")}, []string{"b"}},
-		"through a link":  {[]entry{link(tar.TypeSymlink, "lib", "usr/lib"), file("lib/x", "")}, []string{"usr", "usr/lib"}},
-		"replaced":        {[]entry{file("a/b", ""), file("a", "")}, nil},
-		"upwards":         {[]entry{file("../a/../b/c", "")}, []string{"b"}},
+		"none":             {[]entry{dir("a", 0o755), file("a/b", "")}, nil},
+		"all":              {[]entry{file("a/b/c/d", "")}, []string{"a", "a/b", "a/b/c"}},
+		"some":             {[]entry{dir("a/b", 0o755), file("a/b/c/d", ""), file("./e/f", "")}, []string{"a", "a/b/c", "e"}},
+		"listed late":      {[]entry{file("a/b/c", ""), dir("a/b/", 0o700)}, []string{"a"}},
+		"for a whiteout":   {[]entry{file("a/.wh.b", ""), file("c/.wh..wh..opq", "")}, []string{"a", "c"}},
+		"for a hard link":  {[]entry{file("a", ""), link(tar.TypeLink, "b/c", "a")}, []string{"b"}},
+		"through a link":   {[]entry{link(tar.TypeSymlink, "lib", "usr/lib"), file("lib/x", "")}, []string{"usr", "usr/lib"}},
+		"replaced":         {[]entry{file("a/b", ""), file("a", "")}, nil},
+		"over a whiteout":  {[]entry{file(".wh.a", ""), file("a/b/c", "")}, []string{"a/b"}},
+		"then a whiteout":  {[]entry{file("a/b/c", ""), file(".wh.a", "")}, []string{"a/b"}},
+		"below a new link": {[]entry{file("a/b/c", ""), link(tar.TypeSymlink, "a", "d"), dir("d/b", 0o755)}, []string{"d"}},
+		"upwards":          {[]entry{file("../a/../b/c", "")}, []string{"b"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -350,6 +353,12 @@ func TestHostile(t *testing.T) {
 		"replace root":            {file(".", "x"), file("a/..", "x"), link(tar.TypeSymlink, ".", ".."), file("escaped/x", "x")},
 		"symlink over used dir":   {dir("d", 0o755), link(tar.TypeSymlink, "d", ".."), file("d/escaped", "x")},
 		"whiteout, link, through": {file(".wh.d", ""), link(tar.TypeSymlink, "d", ".."), file("d/escaped", "x")},
+		// What was noted about a directory must not be done to where a link in
+		// its place leads.
+		"whiteout, then link above":  {file("a/.wh.secret", ""), link(tar.TypeSymlink, "a", ".."), file("a/secret/x", "x")},
+		"opaque, then link above":    {file("a/.wh.outside", ""), file("a/outside/x", ""), link(tar.TypeSymlink, "a", "..")},
+		"whiteout of dir, then link": {file("a/outside/x", ""), file("a/.wh.outside", ""), link(tar.TypeSymlink, "a", "..")},
+		"implicit, then link above":  {file("a/outside/x", ""), link(tar.TypeSymlink, "a", "..")},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -362,14 +371,22 @@ func TestHostile(t *testing.T) {
 			if err := os.WriteFile(filepath.Join(jail, "secret"), []byte("secret"), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			_, err := unpack.New(unpack.Options{}).Apply(t.Context(), root, bytes.NewReader(tarOf(t, entries...)))
+			if err := os.Mkdir(filepath.Join(jail, "outside"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			facts, err := unpack.New(unpack.Options{}).Apply(t.Context(), root, bytes.NewReader(tarOf(t, entries...)))
 			if err != nil && !errdefs.IsInvalidArgument(err) {
 				t.Errorf("error is %v", err)
+			}
+			for _, name := range facts.Implicit {
+				if real, err := filepath.EvalSymlinks(filepath.Join(root, name)); err != nil || real != filepath.Join(root, name) {
+					t.Errorf("implicit directory %s is at %s, error %v", name, real, err)
+				}
 			}
 			if err := os.RemoveAll(root); err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff([]string{`secret file "secret"`}, list(t, jail)); diff != "" {
+			if diff := cmp.Diff([]string{"outside dir", `secret file "secret"`}, list(t, jail)); diff != "" {
 				t.Error(diff)
 			}
 			if info, err := os.Stat(filepath.Join(jail, "secret")); err != nil || info.Mode() != 0o600 {
@@ -425,6 +442,8 @@ func TestLimits(t *testing.T) {
 		"trailing":      {unpack.Options{MaxBytes: 1 << 20}, io.MultiReader(bytes.NewReader(three), zeros{}), "MaxBytes"},
 		"sparse":        {unpack.Options{MaxBytes: 1 << 20}, bytes.NewReader(sparse(t, 1<<40)), "MaxBytes"},
 		"sum of sizes":  {unpack.Options{MaxBytes: 4096}, bytes.NewReader(tarOf(t, file("a", strings.Repeat("x", 3000)), file("b", strings.Repeat("x", 3000)))), "MaxBytes"},
+		"names":         {unpack.Options{MaxMetadata: 500}, bytes.NewReader(tarOf(t, dir(strings.Repeat("d/", 100), 0o755), dir(strings.Repeat("e/", 200), 0o755))), "MaxMetadata"},
+		"attributes":    {unpack.Options{MaxMetadata: 500}, bytes.NewReader(tarOf(t, entry{Header: tar.Header{Typeflag: tar.TypeDir, Name: "d", PAXRecords: map[string]string{"SCHILY.xattr.user.x": strings.Repeat("x", 500)}}})), "MaxMetadata"},
 		"huge declared": {unpack.Options{}, bytes.NewReader(sparse(t, 1<<62)), "MaxBytes"},
 	} {
 		t.Run(name, func(t *testing.T) {
