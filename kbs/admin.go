@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -17,7 +18,14 @@ import (
 	"github.com/containerd/errdefs"
 )
 
+// maxAdminBody bounds an answer to the admin, in bytes.
+const maxAdminBody = 16 << 20
+
 const adminTokenStep = "make a new admin token with \"coffer-kbs admin token\", or check that it is this KBS's"
+
+// ErrPlainHTTP marks the URL of another machine that AdminOptions.PlainHTTP
+// does not allow.
+var ErrPlainHTTP = errors.New("plain http shows the admin token and the secrets to everybody on the way; use https")
 
 // AdminOptions are the optional settings of an Admin.
 type AdminOptions struct {
@@ -25,6 +33,9 @@ type AdminOptions struct {
 	CA []byte
 	// Deadline bounds each call; 0 means 15 seconds.
 	Deadline time.Duration
+	// PlainHTTP allows an http URL of another machine: whoever is on the way
+	// can then take the token and the secrets.
+	PlainHTTP bool
 }
 
 // Admin changes what a service holds, with an admin's token. Its errors are
@@ -41,16 +52,18 @@ type PutOptions struct {
 	Overwrite bool
 }
 
-// NewAdmin returns a client for the admin's calls of the service at url. It
-// makes no connection. The token goes to that service only; over http anyone
-// on the way can take it.
-func NewAdmin(url, token string, opts AdminOptions) (*Admin, error) {
+// NewAdmin returns a client for the admin's calls of the service at rawURL. It
+// makes no connection. The token goes to that service only.
+func NewAdmin(rawURL, token string, opts AdminOptions) (*Admin, error) {
 	if opts.Deadline <= 0 {
 		opts.Deadline = defaultDeadline
 	}
-	t, err := newTransport(url, opts.CA, opts.Deadline)
+	t, err := newTransport(rawURL, opts.CA, opts.Deadline)
 	if err != nil {
 		return nil, err
+	}
+	if t.plain && !opts.PlainHTTP {
+		return nil, fmt.Errorf("kbs %s: %w: %w", t.base, ErrPlainHTTP, errdefs.ErrInvalidArgument)
 	}
 	token = strings.TrimSpace(token)
 	if token == "" || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
@@ -77,6 +90,27 @@ func (a *Admin) PutResource(ctx context.Context, id resource.ID, data []byte, op
 	return a.resource(ctx, id, r)
 }
 
+// ListResources returns the ids of all resources, in ascending order. Trustee
+// has no such call and refuses.
+func (a *Admin) ListResources(ctx context.Context) ([]resource.ID, error) {
+	const op = "list resources"
+	body, err := a.get(ctx, op, "resource")
+	if err != nil {
+		return nil, err
+	}
+	var paths []string
+	if err := json.Unmarshal(body, &paths); err != nil {
+		return nil, a.strange(op, "answer is not a list of names")
+	}
+	ids := make([]resource.ID, len(paths))
+	for i, path := range paths {
+		if ids[i], err = resource.ParseID(path); err != nil {
+			return nil, a.strange(op, err.Error())
+		}
+	}
+	return ids, nil
+}
+
 // DeleteResource deletes id.
 func (a *Admin) DeleteResource(ctx context.Context, id resource.ID) error {
 	return a.resource(ctx, id, request{op: "delete " + id.URI().String(), method: http.MethodDelete, header: http.Header{}})
@@ -87,7 +121,23 @@ func (a *Admin) resource(ctx context.Context, id resource.ID, r request) error {
 		return a.invalid(r.op, err.Error())
 	}
 	r.path = id.URI().RequestPath()
-	return a.call(ctx, r)
+	_, err := a.call(ctx, r)
+	return err
+}
+
+// ResourcePolicy returns the Rego policy that decides who gets resources.
+func (a *Admin) ResourcePolicy(ctx context.Context) ([]byte, error) {
+	return a.get(ctx, "get resource policy", "resource-policy/resource-policy")
+}
+
+// AttestationPolicy returns the Rego policy id, such as "default_cpu", that
+// appraises evidence.
+func (a *Admin) AttestationPolicy(ctx context.Context, id string) ([]byte, error) {
+	op := "get attestation policy " + id
+	if id == "" || strings.Contains(id, "/") {
+		return nil, a.invalid(op, "not the id of a policy")
+	}
+	return a.get(ctx, op, "attestation-policy/"+url.PathEscape(id))
 }
 
 // SetResourcePolicy replaces the Rego policy that decides who gets resources.
@@ -126,36 +176,40 @@ func (a *Admin) post(ctx context.Context, op, path string, message map[string]st
 	if err != nil {
 		return a.invalid(op, "message cannot be encoded as JSON")
 	}
-	return a.call(ctx, request{
+	_, err = a.call(ctx, request{
 		op: op, method: http.MethodPost, path: apiPrefix + path,
 		contentType: contentJSON, body: body, header: http.Header{},
 	})
+	return err
 }
 
-// call makes a request as the admin. It repeats only what the service
-// certainly did not do.
-func (a *Admin) call(ctx context.Context, r request) error {
+func (a *Admin) get(ctx context.Context, op, path string) ([]byte, error) {
+	return a.call(ctx, request{op: op, method: http.MethodGet, path: apiPrefix + path, header: http.Header{}})
+}
+
+// call makes a request as the admin. It repeats only what changes nothing, or
+// what the service certainly did not do.
+func (a *Admin) call(ctx context.Context, r request) ([]byte, error) {
 	ctx, cancel := a.bounded(ctx)
 	defer cancel()
 	r.header.Set("Authorization", "Bearer "+a.token)
-	r.limit, r.secret = maxErrorBody, a.token
-	_, err := retry(ctx, func() (struct{}, error) {
-		_, err := a.do(ctx, r)
+	r.limit, r.secret = maxAdminBody, a.token
+	return retry(ctx, func() ([]byte, error) {
+		answer, err := a.do(ctx, r)
 		var e *Error
 		if !errors.As(err, &e) {
-			return struct{}{}, err
+			return answer.body, err
 		}
 		refused := e.Status == http.StatusTooManyRequests || e.Status == http.StatusServiceUnavailable
-		e.temporary = e.temporary && (e.unsent || refused)
+		e.temporary = e.temporary && (e.unsent || refused || r.method == http.MethodGet)
 		if e.Status == http.StatusUnauthorized || e.Status == http.StatusForbidden {
 			e.next = adminTokenStep
 		}
 		if errdefs.IsAlreadyExists(e) {
 			e.next = "choose another name, or overwrite it on purpose"
 		}
-		return struct{}{}, e
+		return nil, e
 	})
-	return err
 }
 
 // String names the client without its token.

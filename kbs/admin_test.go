@@ -5,6 +5,7 @@ package kbs
 
 import (
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -118,11 +119,17 @@ func TestAdminErrors(t *testing.T) {
 			t.Errorf("status %d: %d requests", c.status, len(r.asked))
 		}
 	}
-	r := newRecorder(t, 503, 429)
+	r := newRecorder(t, 500) // it changes nothing, so again
+	if _, err := newTestAdmin(t, r.URL).ResourcePolicy(t.Context()); err != nil || len(r.asked) != 2 {
+		t.Errorf("get of a broken service: %v after %d requests", err, len(r.asked))
+	}
+	r = newRecorder(t, 503, 429)
 	if err := newTestAdmin(t, r.URL).DeleteResource(t.Context(), id); err != nil || len(r.asked) != 3 {
 		t.Errorf("busy service: %v after %d requests", err, len(r.asked))
 	}
 }
+
+func second(_ []byte, err error) error { return err }
 
 func TestAdminInput(t *testing.T) {
 	t.Parallel()
@@ -132,6 +139,8 @@ func TestAdminInput(t *testing.T) {
 		a.PutResource(t.Context(), resource.ID{Repository: "..", Type: "a", Tag: "b"}, nil, PutOptions{}),
 		a.DeleteResource(t.Context(), resource.ID{}),
 		a.SetReferenceValues(t.Context(), map[string]any{"x": make(chan int)}),
+		second(a.AttestationPolicy(t.Context(), "")),
+		second(a.AttestationPolicy(t.Context(), "../resource")),
 	} {
 		if !errdefs.IsInvalidArgument(err) {
 			t.Errorf("error %v", err)
@@ -145,7 +154,39 @@ func TestAdminInput(t *testing.T) {
 			t.Errorf("token %q: %v", token, err)
 		}
 	}
+	for _, answer := range []string{`{}`, `["default/key"]`, `nonsense`} {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, answer) }))
+		if _, err := newTestAdmin(t, s.URL).ListResources(t.Context()); !errdefs.IsUnavailable(err) {
+			t.Errorf("list %s: %v", answer, err)
+		}
+		s.Close()
+	}
+	const far = "http://kbs.example:8080"
+	if _, err := NewAdmin(far, adminToken, AdminOptions{}); !errors.Is(err, ErrPlainHTTP) || !errdefs.IsInvalidArgument(err) {
+		t.Errorf("plain http: %v", err)
+	}
+	if _, err := NewAdmin(far, adminToken, AdminOptions{PlainHTTP: true}); err != nil {
+		t.Error(err)
+	}
 	if s := fmt.Sprintf("%v %+v %#v", a, a, a); strings.Contains(s, "SECRET") {
 		t.Errorf("the token is shown in %q", s)
+	}
+}
+
+// TestRedirectsAreNotFollowed sends nothing to the host that an answer names.
+func TestRedirectsAreNotFollowed(t *testing.T) {
+	t.Parallel()
+	other := newRecorder(t)
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, other.URL+r.URL.Path, http.StatusTemporaryRedirect)
+	}))
+	t.Cleanup(s.Close)
+	id := resource.ID{Repository: "default", Type: "key", Tag: "1"}
+	err := newTestAdmin(t, s.URL).PutResource(t.Context(), id, []byte("k"), PutOptions{})
+	if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "redirects are not followed") {
+		t.Errorf("error %v", err)
+	}
+	if len(other.asked) > 0 {
+		t.Errorf("the other host was asked %q", other.asked)
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -56,6 +58,19 @@ func TestService(t *testing.T) {
 	}
 	if err := admin.PutResource(t.Context(), id, []byte("third"), kbs.PutOptions{Overwrite: true}); err != nil {
 		t.Error(err)
+	}
+
+	if ids, err := admin.ListResources(t.Context()); err != nil || !slices.Equal(ids, []resource.ID{id}) {
+		t.Errorf("list: %v, %v", ids, err)
+	}
+	if text, err := admin.ResourcePolicy(t.Context()); err != nil || !strings.Contains(string(text), "default allow := false") {
+		t.Errorf("resource policy %q, %v", text, err)
+	}
+	if text, err := admin.AttestationPolicy(t.Context(), "default_cpu"); err != nil || !strings.Contains(string(text), "trust_claims") {
+		t.Errorf("attestation policy %q, %v", text, err)
+	}
+	if _, err := admin.AttestationPolicy(t.Context(), "default_gpu"); !errors.Is(err, errdefs.ErrNotFound) {
+		t.Errorf("attestation policy that was never set: %v", err)
 	}
 
 	c := newClient(t, s)

@@ -98,6 +98,8 @@ func parseURL(raw string) (*url.URL, error) {
 	switch {
 	case err != nil, u.Host == "", u.Scheme != "https" && u.Scheme != "http":
 		return nil, fmt.Errorf("kbs url is not of the form https://host[:port]: %w", errdefs.ErrInvalidArgument)
+	case strings.HasSuffix(strings.TrimRight(u.Path, "/"), strings.TrimRight(apiPrefix, "/")):
+		return nil, fmt.Errorf("kbs url %s: leave out %s: %w", u.Redacted(), apiPrefix, errdefs.ErrInvalidArgument)
 	case u.User != nil, u.RawQuery != "", u.ForceQuery, u.Fragment != "":
 		return nil, fmt.Errorf("kbs url %s has a user name, query or fragment; leave it out: %w", u.Redacted(), errdefs.ErrInvalidArgument)
 	}
@@ -163,6 +165,9 @@ func (t *transport) refused(r request, a answer) *Error {
 	}
 	e.class = classify(a.status, e.variant())
 	e.next = nextStep(e.class, e.variant())
+	if a.status == http.StatusBadRequest && bytes.Contains(a.body, []byte("HTTP request to an HTTPS server")) {
+		e.next = "configure the KBS's URL with https:"
+	}
 	if 300 <= a.status && a.status < 400 {
 		e.Detail = "redirects are not followed"
 		e.next = "configure the URL that the KBS itself listens on"
@@ -208,7 +213,7 @@ func (t *transport) unreachable(ctx context.Context, op string, err error) *Erro
 	var cert *tls.CertificateVerificationError
 	switch {
 	case errors.As(err, &cert):
-		e.next = "configure the CA of the KBS's certificate, or a URL with the name that the certificate has"
+		e.next = "configure the CA of the KBS's certificate (--kbs-ca, or kbs.ca_file of the guest), or a URL with the name that the certificate has"
 	case errors.Is(err, http.ErrSchemeMismatch):
 		e.next = "configure the KBS's URL with http: if it is meant to serve without TLS"
 	default:

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strconv"
 	"time"
 
 	"github.com/coffer-cc/coffer/cmd/internal/daemon"
@@ -85,8 +86,9 @@ func (c Config) Validate() error {
 	if _, err := daemon.ParseLevel(c.Log.Level); err != nil {
 		return fmt.Errorf("log.level: %w", err)
 	}
-	if _, _, err := net.SplitHostPort(c.Server.Address); err != nil {
-		return fmt.Errorf("server.address %q is not host:port", c.Server.Address)
+	_, port, err := net.SplitHostPort(c.Server.Address)
+	if _, portErr := strconv.ParseUint(port, 10, 16); err != nil || portErr != nil {
+		return fmt.Errorf("server.address %q is not host:port with a port of at most 65535", c.Server.Address)
 	}
 	switch {
 	case tls && (c.Server.Certificate == "" || c.Server.PrivateKey == ""):

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -61,34 +62,58 @@ func initialize(o initOptions, now time.Time, stdout io.Writer) error {
 		return err
 	}
 	for _, f := range files {
-		if _, err := os.Lstat(filepath.Join(dir, f.name)); !errors.Is(err, fs.ErrNotExist) {
+		switch _, err := os.Lstat(filepath.Join(dir, f.name)); {
+		case err == nil:
 			return fmt.Errorf("%s is there already; choose another --dir, or remove it first", filepath.Join(dir, f.name))
+		case !errors.Is(err, fs.ErrNotExist):
+			return err
 		}
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	for _, f := range files {
+	for i, f := range files {
 		if err := writeNew(filepath.Join(dir, f.name), f.mode, f.data); err != nil {
+			for _, written := range files[:i] {
+				err = errors.Join(err, os.Remove(filepath.Join(dir, written.name)))
+			}
 			return err
 		}
 	}
+	return printTo(stdout, "%s", o.advice(dir))
+}
+
+// advice says how to go on.
+func (o initOptions) advice(dir string) string {
+	environment := fmt.Sprintf("COFFER_KBS=%s COFFER_ADMIN_TOKEN_FILE=%s", o.url(), filepath.Join(dir, tokenName))
+	if o.tls {
+		environment += " COFFER_KBS_CA=" + filepath.Join(dir, caName)
+	}
+	text := fmt.Sprintf("wrote %s\n\nstart:      coffer-kbs serve -c %s\nadminister: export %s\n            (the token is good for %s; then: coffer-kbs admin token --dir %s)\n",
+		dir, filepath.Join(dir, configName), environment, o.ttl, dir)
+	if o.sample {
+		text += "\nWARNING: sample evidence is accepted. Anybody can make it up: keep no real secret in this service.\n"
+	}
+	return text
+}
+
+// url is where the service can be reached from this machine.
+func (o initOptions) url() string {
 	scheme := "http"
 	if o.tls {
 		scheme = "https"
 	}
-	text := fmt.Sprintf("wrote %s\n\nstart:      coffer-kbs serve -c %s\nadminister: export COFFER_KBS=%s://%s COFFER_ADMIN_TOKEN_FILE=%s\n            (the token is good for %s; then: coffer-kbs admin token --dir %s)\n",
-		dir, filepath.Join(dir, configName), scheme, o.listen, filepath.Join(dir, tokenName), o.ttl, dir)
-	if o.tls {
-		text += "trust:      " + filepath.Join(dir, caName) + "\n"
+	host, port, _ := net.SplitHostPort(o.listen) // files checked it
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "localhost"
 	}
-	if o.sample {
-		text += "\nWARNING: sample evidence is accepted. Anybody can make it up: keep no real secret in this service.\n"
-	}
-	return printTo(stdout, "%s", text)
+	return scheme + "://" + net.JoinHostPort(host, port)
 }
 
 func (o initOptions) files(dir string, now time.Time) ([]file, error) {
+	if len(o.names) > 0 && !o.tls {
+		return nil, errors.New("--tls-name is for the certificate that --tls makes; add --tls")
+	}
 	c := Default()
 	c.Server.Address = o.listen
 	c.Server.InsecureHTTP = !o.tls
@@ -193,7 +218,10 @@ func writeNew(path string, mode fs.FileMode, data []byte) error {
 		return err
 	}
 	_, err = f.Write(data)
-	return errors.Join(err, f.Sync(), f.Close())
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return errors.Join(err, os.Remove(path))
+	}
+	return nil
 }
 
 // replace writes a file of mode 0600 beside path and moves it there.

@@ -36,33 +36,55 @@ func rootCommand(stdout io.Writer) *cobra.Command {
 	var config string
 	serveRun := func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), config) }
 	root := &cobra.Command{
-		Use: "coffer-kbs", Short: "Key Broker Service of coffer", Args: cobra.NoArgs,
+		Use: "coffer-kbs", Short: "Key Broker Service of coffer", Args: noArguments,
 		SilenceErrors: true, SilenceUsage: true, RunE: serveRun,
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return fmt.Errorf("%w: see %s --help", err, cmd.CommandPath())
+	})
 	root.PersistentFlags().StringVarP(&config, "config", "c", "", "configuration `FILE`")
-	configs := &cobra.Command{Use: "config", Short: "Show configuration"}
+	configs := group("config", "Show configuration")
 	configs.AddCommand(&cobra.Command{
-		Use: "default", Short: "Print the default configuration", Args: cobra.NoArgs,
+		Use: "default", Short: "Print the default configuration", Args: noArguments,
 		RunE: func(*cobra.Command, []string) error { return printTo(stdout, "%s", defaultConfig) },
 	})
-	admin := &cobra.Command{Use: "admin", Short: "Make credentials of administrators"}
+	admin := group("admin", "Make credentials of administrators")
 	admin.AddCommand(adminTokenCommand(stdout))
 	root.AddCommand(
-		&cobra.Command{Use: "serve", Short: "Serve until SIGTERM", Args: cobra.NoArgs, RunE: serveRun},
+		&cobra.Command{Use: "serve", Short: "Serve until SIGTERM", Args: noArguments, RunE: serveRun},
 		initCommand(stdout), admin, configs,
 		&cobra.Command{
-			Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+			Use: "version", Short: "Print the version", Args: noArguments,
 			RunE: func(*cobra.Command, []string) error { return printTo(stdout, "coffer-kbs %s\n", version()) },
 		},
 	)
 	return root
 }
 
+// group returns a command that only has subcommands.
+func group(name, short string) *cobra.Command {
+	return &cobra.Command{
+		Use: name, Short: short, Args: noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+}
+
+// noArguments says what to do with an argument that nobody asked for.
+func noArguments(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	if cmd.HasAvailableSubCommands() {
+		return fmt.Errorf("unknown command %q for %s: see %s --help", args[0], cmd.CommandPath(), cmd.CommandPath())
+	}
+	return fmt.Errorf("%s takes no argument, got %q: files and folders are named by flags, see %s --help", cmd.CommandPath(), args[0], cmd.CommandPath())
+}
+
 func initCommand(stdout io.Writer) *cobra.Command {
 	var o initOptions
 	cmd := &cobra.Command{
-		Use: "init --dir DIR", Short: "Write a configuration and an administrator's key and token", Args: cobra.NoArgs,
+		Use: "init --dir DIR", Short: "Write a configuration and an administrator's key and token", Args: noArguments,
 		RunE: func(*cobra.Command, []string) error { return initialize(o, time.Now(), stdout) },
 	}
 	f := cmd.Flags()
@@ -80,7 +102,7 @@ func adminTokenCommand(stdout io.Writer) *cobra.Command {
 	var dir string
 	var ttl time.Duration
 	cmd := &cobra.Command{
-		Use: "token --dir DIR", Short: "Replace DIR/admin.token by a fresh one", Args: cobra.NoArgs,
+		Use: "token --dir DIR", Short: "Replace DIR/admin.token by a fresh one", Args: noArguments,
 		RunE: func(*cobra.Command, []string) error { return renewToken(dir, ttl, time.Now(), stdout) },
 	}
 	cmd.Flags().StringVar(&dir, "dir", "", "`DIR` that init wrote")

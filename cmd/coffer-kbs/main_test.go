@@ -146,6 +146,52 @@ func TestInit(t *testing.T) {
 	}
 }
 
+func TestInitNamesAReachableAddress(t *testing.T) {
+	t.Parallel()
+	for listen, want := range map[string]string{
+		"0.0.0.0:8080": "COFFER_KBS=https://localhost:8080 ", ":8080": "COFFER_KBS=https://localhost:8080 ",
+		"[::]:8080": "COFFER_KBS=https://localhost:8080 ", "127.0.0.2:1": "COFFER_KBS=https://127.0.0.2:1 ",
+		"kbs.example:443": "COFFER_KBS=https://kbs.example:443 ",
+	} {
+		dir := filepath.Join(t.TempDir(), "kbs")
+		var out bytes.Buffer
+		if err := run(t.Context(), []string{"init", "--dir", dir, "--tls", "--listen", listen}, &out); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(out.String(), want) || !strings.Contains(out.String(), " COFFER_KBS_CA="+filepath.Join(dir, "ca.pem")+"\n") {
+			t.Errorf("%s: %s", listen, out.String())
+		}
+	}
+}
+
+func TestMisuse(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for line, want := range map[string]string{
+		"serv":                             "unknown command \"serv\" for coffer-kbs: see coffer-kbs --help",
+		"config defualt":                   "unknown command \"defualt\" for coffer-kbs config",
+		"serve c.toml":                     "takes no argument, got \"c.toml\": files and folders are named by flags",
+		"init DIR/new":                     "takes no argument",
+		"init --sampel":                    "unknown flag: --sampel: see coffer-kbs init --help",
+		"init --dir DIR/file":              "not a directory",
+		"init --dir DIR/new --tls-name x":  "add --tls",
+		"init --dir DIR/new --listen 8080": "host:port",
+		"init --dir DIR/new --listen localhost:99999": "at most 65535",
+	} {
+		err := run(t.Context(), strings.Fields(strings.ReplaceAll(line, "DIR", dir)), io.Discard)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", line, err, want)
+		}
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+		t.Errorf("left behind: %v %v", left, err)
+	}
+}
+
 // TestServe starts what init wrote and administers it over TLS.
 func TestServe(t *testing.T) {
 	t.Parallel()
@@ -222,6 +268,18 @@ func check(t *testing.T, dir string, secure bool, address string) {
 	}
 	if !secure && !strings.Contains(string(body), "launch_digest") {
 		t.Errorf("sample reference values are not registered: %s", body)
+	}
+	req, err = http.NewRequestWithContext(t.Context(), http.MethodPost, url+"/kbs/v0/auth", strings.NewReader(`{"version":"0.4.0","tee":"sample","extra-params":""}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err = transport.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if want := map[bool]int{true: http.StatusUnauthorized, false: http.StatusOK}[secure]; resp.StatusCode != want {
+		t.Errorf("sample handshake with the service of --sample=%v: %d", !secure, resp.StatusCode)
 	}
 }
 

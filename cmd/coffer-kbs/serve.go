@@ -137,9 +137,13 @@ func registerFile(ctx context.Context, refs *rvps.Service, path string, log *slo
 	if err != nil {
 		return fmt.Errorf("attestation.reference_values: %w", err)
 	}
-	var values map[string]any
-	if err := json.Unmarshal(b, &values); err != nil {
+	var texts map[string]json.RawMessage // numbers stay as they are written
+	if err := json.Unmarshal(b, &texts); err != nil {
 		return fmt.Errorf("attestation.reference_values: %s is not a JSON object of names and values", path)
+	}
+	values := make(map[string]any, len(texts))
+	for name, text := range texts {
+		values[name] = text
 	}
 	names, err := refs.Set(ctx, values)
 	if err != nil {

@@ -89,7 +89,7 @@ func (p *process) encrypt(cmd *cobra.Command, flags *encryptFlags, from, to stri
 			return usageError{err}
 		}
 	}
-	if options.Access, err = flags.registry.access(cmd, p.getenv); err != nil {
+	if options.Access, err = flags.registry.access(p.getenv); err != nil {
 		return err
 	}
 	keys, err := p.newRegistration(flags, targets)

@@ -32,7 +32,7 @@ func (p *process) inspectCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			access, err := flags.access(cmd, p.getenv)
+			access, err := flags.access(p.getenv)
 			if err != nil {
 				return err
 			}

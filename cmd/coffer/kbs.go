@@ -4,14 +4,17 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -22,6 +25,7 @@ import (
 const (
 	envKBS        = "COFFER_KBS"
 	envAdminToken = "COFFER_ADMIN_TOKEN_FILE"
+	envKBSCA      = "COFFER_KBS_CA"
 
 	maxUpload = 16 << 20        // bytes of a file for the service
 	patience  = 8 * time.Second // for an answer of the service, tries included
@@ -30,12 +34,14 @@ const (
 // kbsFlags name the key broker service and the right to administer it.
 type kbsFlags struct {
 	url, tokenFile, caFile string
+	plainHTTP              bool
 }
 
 func (f *kbsFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.url, "kbs", "", "`URL` of the key broker service (default: $"+envKBS+")")
 	flags.StringVar(&f.tokenFile, "admin-token", "", "`FILE` with an admin token for it (default: $"+envAdminToken+")")
-	flags.StringVar(&f.caFile, "kbs-ca", "", "PEM `FILE` with certificates to trust for it, beside the system's")
+	flags.StringVar(&f.caFile, "kbs-ca", "", "PEM `FILE` with certificates to trust for it, beside the system's (default: $"+envKBSCA+")")
+	flags.BoolVar(&f.plainHTTP, "kbs-plain-http", false, "allow an http URL of another machine: token and keys can be read on the way")
 }
 
 func (f *kbsFlags) fromEnv(getenv func(string) string) {
@@ -44,6 +50,9 @@ func (f *kbsFlags) fromEnv(getenv func(string) string) {
 	}
 	if f.tokenFile == "" {
 		f.tokenFile = getenv(envAdminToken)
+	}
+	if f.caFile == "" {
+		f.caFile = getenv(envKBSCA)
 	}
 }
 
@@ -59,13 +68,19 @@ func (f *kbsFlags) admin() (*kbs.Admin, error) {
 	if err != nil {
 		return nil, usagef("admin token: %w", err)
 	}
-	options := kbs.AdminOptions{Deadline: patience}
+	if bytes.HasPrefix(token, []byte("-----BEGIN")) {
+		return nil, usagef("admin token: %s holds a key: name the file that coffer-kbs admin token wrote", f.tokenFile)
+	}
+	options := kbs.AdminOptions{Deadline: patience, PlainHTTP: f.plainHTTP}
 	if f.caFile != "" {
 		if options.CA, err = os.ReadFile(f.caFile); err != nil {
-			return nil, usagef("kbs-ca: %w", err)
+			return nil, usagef("certificates to trust (--kbs-ca, $%s): %w", envKBSCA, err)
 		}
 	}
 	admin, err := kbs.NewAdmin(f.url, strings.TrimSpace(string(token)), options)
+	if errors.Is(err, kbs.ErrPlainHTTP) {
+		return nil, usagef("kbs %s: %w, or say --kbs-plain-http if the way is protected otherwise", f.url, kbs.ErrPlainHTTP)
+	}
 	if err != nil {
 		return nil, usageError{err}
 	}
@@ -75,7 +90,8 @@ func (f *kbsFlags) admin() (*kbs.Admin, error) {
 // kbsCommands are the commands of coffer kbs, which share their flags.
 type kbsCommands struct {
 	*process
-	flags kbsFlags
+	flags     kbsFlags
+	overwrite bool
 }
 
 func (p *process) kbsCommand() *cobra.Command {
@@ -84,19 +100,29 @@ func (p *process) kbsCommand() *cobra.Command {
 	c.flags.add(root.PersistentFlags())
 
 	resources := group("resource", "Keys and other secrets")
-	resources.AddCommand(
-		c.command("set PATH FILE", "Store FILE (- is standard input) as REPOSITORY/TYPE/TAG; replaces what is there",
-			arguments("PATH", "FILE"), c.setResource),
+	set := c.command("set PATH FILE", "Store FILE (- is standard input) as REPOSITORY/TYPE/TAG",
+		arguments("PATH", "FILE"), c.setResource)
+	set.Flags().BoolVar(&c.overwrite, "overwrite", false, "replace what is there: images encrypted for it become unreadable")
+	resources.AddCommand(set,
+		c.command("list", "List the resources", arguments(), c.listResources),
 		c.command("delete PATH", "Delete REPOSITORY/TYPE/TAG: images encrypted for it become unreadable",
 			arguments("PATH"), c.deleteResource))
 
 	resourcePolicy := group("resource-policy", "The Rego policy that decides who gets a resource")
+	resourcePolicy.AddCommand(c.command("get", "Print the policy", arguments(),
+		func(ctx context.Context, admin *kbs.Admin, _ []string) error {
+			return c.print(admin.ResourcePolicy(ctx))
+		}))
 	resourcePolicy.AddCommand(c.command("set FILE", "Replace the policy", arguments("FILE"),
 		func(ctx context.Context, admin *kbs.Admin, args []string) error {
 			return c.upload(args[0], func(data []byte) error { return admin.SetResourcePolicy(ctx, data) })
 		}))
 
 	attestationPolicy := group("attestation-policy", "The Rego policies that appraise evidence")
+	attestationPolicy.AddCommand(c.command("get ID", "Print the policy ID, such as default_cpu", arguments("ID"),
+		func(ctx context.Context, admin *kbs.Admin, args []string) error {
+			return c.print(admin.AttestationPolicy(ctx, args[0]))
+		}))
 	attestationPolicy.AddCommand(c.command("set ID FILE", "Replace the policy ID, such as default_cpu", arguments("ID", "FILE"),
 		func(ctx context.Context, admin *kbs.Admin, args []string) error {
 			return c.upload(args[1], func(data []byte) error { return admin.SetAttestationPolicy(ctx, args[0], data) })
@@ -134,8 +160,34 @@ func (c *kbsCommands) setResource(ctx context.Context, admin *kbs.Admin, args []
 	}
 	return c.upload(args[1], func(data []byte) error {
 		defer clear(data)
-		return admin.PutResource(ctx, id, data, kbs.PutOptions{Overwrite: true})
+		err := admin.PutResource(ctx, id, data, kbs.PutOptions{Overwrite: c.overwrite})
+		if errdefs.IsAlreadyExists(err) {
+			return fmt.Errorf("%s already has %s: name another one, or replace it with --overwrite: what was encrypted for it becomes unreadable",
+				c.flags.url, id)
+		}
+		return err
 	})
+}
+
+func (c *kbsCommands) listResources(ctx context.Context, admin *kbs.Admin, _ []string) error {
+	ids, err := admin.ListResources(ctx)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if _, err := fmt.Fprintln(c.stdout, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// print shows a policy's text.
+func (c *kbsCommands) print(text []byte, err error) error {
+	if err == nil {
+		_, err = c.stdout.Write(text)
+	}
+	return err
 }
 
 func (c *kbsCommands) deleteResource(ctx context.Context, admin *kbs.Admin, args []string) error {
@@ -148,19 +200,16 @@ func (c *kbsCommands) deleteResource(ctx context.Context, admin *kbs.Admin, args
 
 func (c *kbsCommands) setReferenceValues(ctx context.Context, admin *kbs.Admin, args []string) error {
 	return c.upload(args[0], func(data []byte) error {
-		var values map[string]any
-		if err := json.Unmarshal(data, &values); err != nil || values == nil {
-			return usagef(`%s: want a JSON object of names and values, as in {"tdx.mr_td": ["…"]}: %w`, args[0], orNull(err))
+		values := map[string]any{}
+		var texts map[string]json.RawMessage // numbers stay as they are written
+		if err := json.Unmarshal(data, &texts); err != nil || len(texts) == 0 {
+			return usagef(`%s: want a JSON object of names and values, as in {"mr_td": ["…"], "xfam": ["…"]}`, args[0])
+		}
+		for name, text := range texts {
+			values[name] = text
 		}
 		return admin.SetReferenceValues(ctx, values)
 	})
-}
-
-func orNull(err error) error {
-	if err == nil {
-		return fmt.Errorf("it is null")
-	}
-	return err
 }
 
 // parseID reads REPOSITORY/TYPE/TAG, also as a kbs:/// URI.

@@ -16,6 +16,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"unicode"
 )
 
 const (
@@ -46,7 +47,7 @@ func (p *process) run(ctx context.Context, args []string) int {
 	if err == nil {
 		return 0
 	}
-	text := strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ")
+	text := printable(strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; "))
 	if ctx.Err() != nil {
 		text = strings.ReplaceAll(text, context.Canceled.Error(), context.Cause(ctx).Error())
 	}
@@ -56,6 +57,16 @@ func (p *process) run(ctx context.Context, args []string) int {
 		return exitUsage
 	}
 	return exitFailure
+}
+
+// printable keeps what a registry or a service said from steering the terminal.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, s)
 }
 
 // usageError is a command line that makes no sense, whatever the rest of the

@@ -48,7 +48,7 @@ func TestScripts(t *testing.T) {
 		RequireUniqueNames:  true,
 		Setup:               func(env *testscript.Env) error { return setup(t, env) },
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "image": makeImage, "decrypts": decrypts, "stored": stored,
+			"exits": exits, "image": makeImage, "decrypts": decrypts, "stored": stored, "refvalue": refvalue,
 		},
 	})
 }
@@ -63,6 +63,11 @@ func setup(t *testing.T, env *testscript.Env) error {
 		}
 		return false
 	})
+	rude := newRegistry(func(w http.ResponseWriter, _ *http.Request) bool {
+		w.WriteHeader(http.StatusTeapot)
+		_, _ = io.WriteString(w, `{"errors":[{"code":"X","message":"\u001b[2Jcleared"}]}`)
+		return true
+	})
 	closed := newRegistry(func(w http.ResponseWriter, r *http.Request) bool {
 		if user, password, _ := r.BasicAuth(); user == "me" && password == "secret" {
 			return false
@@ -71,20 +76,29 @@ func setup(t *testing.T, env *testscript.Env) error {
 		http.Error(w, "login", http.StatusUnauthorized)
 		return true
 	})
-	service := kbstest.New(t, kbstest.Options{})
+	cutting := newRegistry(func(_ http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/manifests/") {
+			panic(http.ErrAbortHandler) //nolint:forbidigo // how a handler cuts a connection
+		}
+		return false
+	})
+	service, secure := kbstest.New(t, kbstest.Options{}), kbstest.New(t, kbstest.Options{TLS: true})
 	env.Values[serviceKey] = service
-	away := httptest.NewServer(http.NotFoundHandler())
-	away.Close()
 	for name, server := range map[string]*httptest.Server{
-		"REGISTRY": good, "REFUSING": refusing, "CLOSED": closed, "AWAY": away,
+		"REGISTRY": good, "REFUSING": refusing, "CUTTING": cutting, "RUDE": rude, "CLOSED": closed,
 	} {
 		env.Defer(server.Close)
 		env.Setenv(name, strings.TrimPrefix(server.URL, "http://"))
 	}
+	env.Setenv("AWAY", "127.0.0.1:1") // a port that is given to nobody
 	env.Setenv("KBS", service.URL)
+	env.Setenv("SECURE", secure.URL)
+	env.Setenv("SECURE_HOST", strings.TrimPrefix(secure.URL, "https://"))
 	login := fmt.Sprintf(`{"auths":{%q:{"auth":"bWU6c2VjcmV0"}}}`, env.Getenv("CLOSED")) // me:secret
 	return errors.Join(
 		os.WriteFile(filepath.Join(env.WorkDir, "admin.token"), []byte(service.AdminToken+"\n"), 0o600),
+		os.WriteFile(filepath.Join(env.WorkDir, "secure.token"), []byte(secure.AdminToken+"\n"), 0o600),
+		os.WriteFile(filepath.Join(env.WorkDir, "ca.pem"), secure.CA, 0o600),
 		os.WriteFile(filepath.Join(env.WorkDir, "login.json"), []byte(login), 0o600))
 }
 
@@ -113,6 +127,18 @@ func stored(ts *testscript.TestScript, neg bool, args []string) {
 	if !neg {
 		ts.Check(os.WriteFile(ts.MkAbs(args[1]), data, 0o600))
 	}
+}
+
+// refvalue asks the service for a reference value: refvalue NAME.
+func refvalue(ts *testscript.TestScript, _ bool, args []string) {
+	req, err := http.NewRequest(http.MethodGet, ts.Getenv("KBS")+"/kbs/v0/reference-value/"+args[0], nil)
+	ts.Check(err)
+	req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(ts.ReadFile("admin.token")))
+	resp, err := http.DefaultClient.Do(req)
+	ts.Check(err)
+	defer resp.Body.Close()
+	_, err = io.Copy(ts.Stdout(), resp.Body)
+	ts.Check(err)
 }
 
 // exits runs a command that must end with this code and, on failure, with one
@@ -231,11 +257,14 @@ func decryptLayer(layer ocispec.Descriptor, blob, kek []byte) error {
 		}
 		options, err := keywrap.Unwrap(kek, packet)
 		if err != nil {
-			return err
+			continue // another recipient's
 		}
 		private, err := layercrypt.ParsePrivateOptions(options)
 		if err != nil {
 			return err
+		}
+		if private.Digest == "" {
+			return errors.New("the private options do not name the plain layer")
 		}
 		public, err := layercrypt.PublicOptionsOf(layer.Annotations)
 		if err != nil {
@@ -250,7 +279,7 @@ func decryptLayer(layer ocispec.Descriptor, blob, kek []byte) error {
 		}
 		return reader.Verify(layercrypt.Expect{Digest: layer.Digest.String(), Size: layer.Size})
 	}
-	return fmt.Errorf("layer %s has no packet of a key broker service", layer.Digest)
+	return fmt.Errorf("layer %s has no packet that this key opens", layer.Digest)
 }
 
 // TestInterrupt sends Ctrl-C in the middle of an upload.

@@ -5,12 +5,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/coffer-cc/coffer/imagepull/publish"
 	"github.com/coffer-cc/coffer/kbs"
 	"github.com/coffer-cc/coffer/kbs/resource"
 )
@@ -78,13 +80,16 @@ func (r *registration) explain(id resource.ID, err error) error {
 }
 
 // takeBack removes keys of an image that does not exist, and adds to err what
-// became of them.
+// became of them. The key of an image that may exist stays.
 func (r *registration) takeBack(ctx context.Context, err error) error {
 	if len(r.done) == 0 {
 		return err
 	}
 	ids := r.done
 	r.done = nil
+	if errors.Is(err, publish.ErrOutcomeUnknown) {
+		return fmt.Errorf("%w; key %s stays registered with %s: if the image is not there, delete it with coffer kbs resource delete", err, join(ids), r.service)
+	}
 	if r.overwrite {
 		return fmt.Errorf("%w; %s now has the new key %s, the old one is lost", err, r.service, join(ids))
 	}

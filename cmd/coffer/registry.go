@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"oras.land/oras-go/v2/registry/remote/credentials"
@@ -20,28 +22,35 @@ oci:DIR:TAG or oci:DIR. Registries are asked over https, those of this machine
 
 // registryFlags are the flags of commands that read or write images.
 type registryFlags struct {
-	plainHTTP   bool
+	plainHTTP   []string
+	https       []string
 	credentials string
 }
 
 func (f *registryFlags) add(cmd *cobra.Command) {
-	cmd.Flags().BoolVar(&f.plainHTTP, "plain-http", false,
-		"ask registries over http; =false asks those of this machine over https")
+	cmd.Flags().StringArrayVar(&f.plainHTTP, "plain-http", nil,
+		"ask the registry `HOST[:PORT]` over plain http, logins included; repeat for more")
+	cmd.Flags().StringArrayVar(&f.https, "https", nil,
+		"ask the registry `HOST[:PORT]` of this machine over https; repeat for more")
 	cmd.Flags().StringVar(&f.credentials, "credentials", "",
 		"registry logins, a `FILE` in the form of Docker's config.json (default: the logins of docker and podman)")
 }
 
 // access turns the flags into what publish needs.
-func (f *registryFlags) access(cmd *cobra.Command, getenv func(string) string) (publish.Access, error) {
+func (f *registryFlags) access(getenv func(string) string) (publish.Access, error) {
+	for _, host := range slices.Concat(f.plainHTTP, f.https) {
+		if host == "" || strings.ContainsAny(host, "/ ") {
+			return publish.Access{}, usagef("--plain-http and --https want a registry, HOST[:PORT], not %q", host)
+		}
+	}
 	store, err := f.store(getenv)
 	if err != nil {
 		return publish.Access{}, err
 	}
-	access := publish.Access{Credential: credentials.Credential(store)}
-	if cmd.Flags().Changed("plain-http") {
-		access.PlainHTTP = &f.plainHTTP
+	plain := func(host string) bool {
+		return slices.Contains(f.plainHTTP, host) || publish.Loopback(host) && !slices.Contains(f.https, host)
 	}
-	return access, nil
+	return publish.Access{Credential: credentials.Credential(store), PlainHTTP: plain}, nil
 }
 
 func (f *registryFlags) store(getenv func(string) string) (credentials.Store, error) {

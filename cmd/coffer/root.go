@@ -53,6 +53,9 @@ func arguments(names ...string) cobra.PositionalArgs {
 		if len(args) == len(names) {
 			return nil
 		}
+		if len(names) == 0 {
+			return usagef("%s takes no argument, got %q: see %s --help", cmd.CommandPath(), args[0], cmd.CommandPath())
+		}
 		return usagef("%s wants %s, got %d arguments: see %s --help",
 			cmd.CommandPath(), strings.Join(names, " and "), len(args), cmd.CommandPath())
 	}

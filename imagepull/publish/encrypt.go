@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -75,7 +76,8 @@ type destination interface {
 // must have a tag if it is in a registry. Configurations stay as they are, so
 // image IDs do not change; Docker manifests become OCI ones.
 //
-// On an error nothing is visible at dst, and the text says what is left there.
+// On an error nothing is visible at dst, and the text says what is left there;
+// only after one that is ErrOutcomeUnknown, the image may be visible.
 // Classes: InvalidArgument (references, recipients), NotFound, Unauthenticated
 // and PermissionDenied (registry), FailedPrecondition (encrypted already),
 // NotImplemented (media type), DataLoss (the source does not match its
@@ -99,6 +101,9 @@ func Encrypt(ctx context.Context, src, dst Reference, opts Options) (Result, err
 	}
 	e := &encryptor{from: from, to: to, opts: opts, done: map[digest.Digest]ocispec.Descriptor{}}
 	result, err := e.run(ctx, work)
+	if errors.Is(err, ErrOutcomeUnknown) {
+		return Result{}, fmt.Errorf("%w; no answer to the last request: see with coffer inspect %s whether the image is there", err, dst)
+	}
 	if err != nil {
 		left := to.abort(context.WithoutCancel(ctx))
 		return Result{}, fmt.Errorf("%w; %s", err, left)

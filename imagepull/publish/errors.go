@@ -20,6 +20,17 @@ import (
 	"oras.land/oras-go/v2/registry/remote/errcode"
 )
 
+// ErrOutcomeUnknown marks the error of a run that wrote the whole image and
+// got no answer to its last request: the image may be visible, and its keys
+// must be kept.
+var ErrOutcomeUnknown = errors.New("the image may be visible all the same")
+
+// unsent reports whether the registry cannot have seen the request.
+func unsent(err error) bool {
+	var network *net.OpError
+	return errors.As(err, &network) && network.Op == "dial"
+}
+
 // registryError says who answered what, and what to do. what is the object
 // asked for, as in "image app:v1" or "blob sha256:…".
 func registryError(ref Reference, what string, err error) error {
@@ -38,7 +49,7 @@ func registryError(ref Reference, what string, err error) error {
 	case errors.Is(err, content.ErrMismatchedDigest), errors.Is(err, content.ErrTrailingData):
 		return classed{fmt.Errorf("%s: %s: %w", from, what, err), errdefs.ErrDataLoss}
 	}
-	return transportError(from, what, err)
+	return transportError(ref, what, err)
 }
 
 func statusError(ref Reference, what string, answer *errcode.ErrorResponse) error {
@@ -59,8 +70,8 @@ func statusError(ref Reference, what string, answer *errcode.ErrorResponse) erro
 	case code == http.StatusTooManyRequests, code >= http.StatusInternalServerError:
 		return classed{fmt.Errorf("%s: %s: %s: try again later", from, what, said), errdefs.ErrUnavailable}
 	case code == http.StatusBadRequest && answer.URL != nil && answer.URL.Scheme == "http":
-		return classed{fmt.Errorf("%s: %s: %s: asked over plain http; if it speaks https, leave out --plain-http (on this machine: --plain-http=false)",
-			from, what, said), errdefs.ErrInvalidArgument}
+		return classed{fmt.Errorf("%s: %s: %s: asked over plain http; if it speaks https, leave out --plain-http (on this machine: --https %s)",
+			from, what, said, ref.Registry), errdefs.ErrInvalidArgument}
 	}
 	return classed{fmt.Errorf("%s: %s: %s", from, what, said), errdefs.ErrInvalidArgument}
 }
@@ -70,12 +81,12 @@ func refused(ref Reference, what, said string) error {
 		ref.Registry, what, said, ref.Registry), errdefs.ErrUnauthenticated}
 }
 
-func transportError(from, what string, err error) error {
-	text := err.Error()
+func transportError(ref Reference, what string, err error) error {
+	from, text := "registry "+ref.Registry, err.Error()
 	var network net.Error
 	switch {
 	case strings.Contains(text, "server gave HTTP response to HTTPS client"):
-		return classed{fmt.Errorf("%s: %s: it speaks plain http: say --plain-http if that is meant", from, what), errdefs.ErrFailedPrecondition}
+		return classed{fmt.Errorf("%s: %s: it speaks plain http: say --plain-http %s if that is meant", from, what, ref.Registry), errdefs.ErrFailedPrecondition}
 	case strings.Contains(text, "tls: ") || strings.Contains(text, "x509: "):
 		return classed{fmt.Errorf("%s: %s: %w", from, what, err), errdefs.ErrFailedPrecondition}
 	case errors.As(err, &network), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET):

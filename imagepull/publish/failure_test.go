@@ -5,12 +5,15 @@ package publish_test
 
 import (
 	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"log"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -168,6 +171,7 @@ func TestKeysThatCannotBeUsed(t *testing.T) {
 		"text":        {[]byte("hello"), "neither PEM"},
 		"damaged":     {k.public[:100], "damaged"},
 		"empty":       {nil, "neither PEM"},
+		"Ed25519":     {ed25519Key(t), "neither RSA nor EC"},
 	} {
 		_, err := publish.JWE(test.key)
 		if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), test.text) {
@@ -177,6 +181,19 @@ func TestKeysThatCannotBeUsed(t *testing.T) {
 	if _, err := publish.PKCS7(k.public); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("error %v", err)
 	}
+}
+
+func ed25519Key(t *testing.T) []byte {
+	t.Helper()
+	public, _, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
 }
 
 // hostile is a registry that misbehaves on chosen requests.
@@ -245,12 +262,7 @@ func TestRegistryRefuses(t *testing.T) {
 
 func TestRegistryIsAway(t *testing.T) {
 	t.Parallel()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	listener.Close()
-	_, err = publish.Inspect(t.Context(), parse(t, listener.Addr().String()+"/app:enc"), publish.Access{})
+	_, err := publish.Inspect(t.Context(), parse(t, "127.0.0.1:1/app:enc"), publish.Access{}) // a port that is given to nobody
 	if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "no answer") {
 		t.Errorf("error %v", err)
 	}
@@ -258,9 +270,9 @@ func TestRegistryIsAway(t *testing.T) {
 
 func TestWrongScheme(t *testing.T) {
 	t.Parallel()
-	host, yes, no := newRegistry(t), true, false
-	_, err := publish.Inspect(t.Context(), parse(t, host+"/app:enc"), publish.Access{PlainHTTP: &no})
-	if err == nil || !strings.Contains(err.Error(), "--plain-http") {
+	host, yes, no := newRegistry(t), func(string) bool { return true }, func(string) bool { return false }
+	_, err := publish.Inspect(t.Context(), parse(t, host+"/app:enc"), publish.Access{PlainHTTP: no})
+	if err == nil || !strings.Contains(err.Error(), "--plain-http "+host) {
 		t.Errorf("https to an http registry: error %v", err)
 	}
 	server := httptest.NewUnstartedServer(registry.New())
@@ -268,11 +280,11 @@ func TestWrongScheme(t *testing.T) {
 	server.StartTLS()
 	t.Cleanup(server.Close)
 	host = strings.TrimPrefix(server.URL, "https://")
-	_, err = publish.Inspect(t.Context(), parse(t, host+"/app:enc"), publish.Access{PlainHTTP: &yes})
-	if err == nil || !strings.Contains(err.Error(), "--plain-http") {
+	_, err = publish.Inspect(t.Context(), parse(t, host+"/app:enc"), publish.Access{PlainHTTP: yes})
+	if err == nil || !strings.Contains(err.Error(), "--https "+host) {
 		t.Errorf("http to an https registry: error %v", err)
 	}
-	_, err = publish.Inspect(t.Context(), parse(t, host+"/app:enc"), publish.Access{PlainHTTP: &no})
+	_, err = publish.Inspect(t.Context(), parse(t, host+"/app:enc"), publish.Access{PlainHTTP: no})
 	if err == nil || !strings.Contains(err.Error(), "x509") {
 		t.Errorf("unknown authority: error %v", err)
 	}

@@ -109,7 +109,7 @@ func (r *Report) add(ctx context.Context, from source, n *node) error {
 			return ctx.Err()
 		}
 	}
-	image := ImageReport{Digest: n.desc.Digest, Platform: formatPlatform(platform)}
+	image := ImageReport{Digest: n.desc.Digest, Platform: printable(formatPlatform(platform))}
 	for _, layer := range n.manifest.Layers {
 		image.Layers = append(image.Layers, inspectLayer(layer))
 	}
@@ -120,7 +120,7 @@ func (r *Report) add(ctx context.Context, from source, n *node) error {
 // inspectLayer reads the annotations of one layer.
 func inspectLayer(layer ocispec.Descriptor) LayerReport {
 	report := LayerReport{
-		Digest: layer.Digest, Size: layer.Size, MediaType: layer.MediaType,
+		Digest: digest.Digest(printable(layer.Digest.String())), Size: layer.Size, MediaType: printable(layer.MediaType),
 		Encrypted: layercrypt.IsEncrypted(layer.MediaType),
 	}
 	if !report.Encrypted {

@@ -6,6 +6,7 @@ package publish_test
 import (
 	"encoding/base64"
 	"encoding/json"
+	"strconv"
 	"strings"
 	"testing"
 	"unicode"
@@ -71,6 +72,26 @@ func TestInspect(t *testing.T) {
 	}
 	if encrypted, all := report.Encrypted(); encrypted != 0 || all != 4 {
 		t.Errorf("plain image: %d of %d layers encrypted", encrypted, all)
+	}
+}
+
+// TestInspectIsPrintable shows what a registry may put where people look.
+func TestInspectIsPrintable(t *testing.T) {
+	t.Parallel()
+	const clear = "\x1b[2J"
+	got := publish.InspectLayer(ocispec.Descriptor{MediaType: "text/" + clear, Digest: "sha256:" + clear})
+	if text := got.MediaType + got.Digest.String(); strings.Contains(text, "\x1b") {
+		t.Errorf("%q", text)
+	}
+	src := "oci:" + t.TempDir() + ":plain"
+	source := target(t, src)
+	config := push(t, source, ocispec.MediaTypeImageConfig, []byte(`{"os":"\u001b[2J","architecture":"amd64"}`))
+	manifest := push(t, source, ocispec.MediaTypeImageManifest, []byte(`{"schemaVersion":2,"config":{"mediaType":"`+config.MediaType+
+		`","digest":"`+config.Digest.String()+`","size":`+strconv.FormatInt(config.Size, 10)+`},"layers":[]}`))
+	tag(t, source, manifest, "plain")
+	report, err := publish.Inspect(t.Context(), parse(t, src), publish.Access{})
+	if err != nil || len(report.Images) != 1 || report.Images[0].Platform != "?[2J/amd64" {
+		t.Errorf("%+v %v", report, err)
 	}
 }
 

@@ -24,6 +24,9 @@ import (
 	"oras.land/oras-go/v2/content"
 )
 
+// tempPrefix begins the names of files that are not complete.
+const tempPrefix = ".coffer-"
+
 // layoutImage is an image's place in an OCI layout. Files are written here and
 // not by oras: its store rewrites the index in place, in random order and with
 // every child manifest in it, and leaves a temporary file when a write fails.
@@ -169,13 +172,21 @@ func (l *layoutImage) prepare() error {
 	if err != nil {
 		return invalid("OCI layout %s: %w", l.ref.Layout, err)
 	}
-	if _, err := l.readIndex(); err != nil {
-		if errdefs.IsNotFound(err) {
-			return invalid("folder %s is neither empty nor an OCI layout: name another folder", l.ref.Layout)
-		}
+	_, err = l.readIndex()
+	switch {
+	case !errdefs.IsNotFound(err):
 		return err
+	case slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return !unfinished(e.Name()) }):
+		return invalid("folder %s is neither empty nor an OCI layout: name another folder", l.ref.Layout)
 	}
+	l.created = true
 	return nil
+}
+
+// unfinished says whether a run that was killed before it wrote the index may
+// have left this in its folder.
+func unfinished(name string) bool {
+	return name == ocispec.ImageBlobsDir || name == ocispec.ImageLayoutFile || strings.HasPrefix(name, tempPrefix)
 }
 
 // exists reports whether the blob is at the destination already.
@@ -271,7 +282,7 @@ func (l *layoutImage) replaceJSON(name string, value any) error {
 
 // replace writes a file that is either the old one or, complete, the new one.
 func (l *layoutImage) replace(name string, write func(io.Writer) error) error {
-	temp, err := os.CreateTemp(l.ref.Layout, ".coffer-*")
+	temp, err := os.CreateTemp(l.ref.Layout, tempPrefix+"*")
 	if err != nil {
 		return err
 	}
@@ -299,6 +310,7 @@ func (l *layoutImage) abort(context.Context) string {
 		}
 	}
 	if l.created {
+		_ = os.Remove(l.file(ocispec.ImageLayoutFile))
 		for _, folder := range []string{ocispec.ImageBlobsDir + "/" + digest.Canonical.String(), ocispec.ImageBlobsDir, "."} {
 			_ = os.Remove(l.file(folder)) // stays when it is not empty
 		}

@@ -85,6 +85,8 @@ func explainPEM(data []byte, want string, err error) string {
 		return "it is a private key, which must stay secret: make the public one with openssl pkey -pubout"
 	case block.Type != want:
 		return fmt.Sprintf("it holds a %s, want a %s", block.Type, want)
+	case strings.Contains(err.Error(), "unsupported key type"):
+		return "it is neither RSA nor EC, or its size or curve is not supported"
 	}
 	return err.Error()
 }

@@ -76,6 +76,9 @@ func parseLayout(s, rest string) (Reference, error) {
 
 func parseRegistry(s string) (Reference, error) {
 	host, name, ok := strings.Cut(s, "/")
+	if host == "" && ok || host == "." || host == ".." {
+		return Reference{}, invalid("reference %q names no registry: for an OCI layout write %s%s", s, layoutPrefix, s)
+	}
 	if !ok || !strings.ContainsAny(host, ".:") && host != "localhost" {
 		return Reference{}, invalid("reference %q names no registry: write REGISTRY/REPO:TAG, as in %s, or oci:DIR:TAG for an OCI layout",
 			s, suggest(s))
@@ -121,9 +124,8 @@ func (r Reference) Pin(d digest.Digest) Reference {
 	return r
 }
 
-// loopback reports whether the registry runs on this machine.
-func (r Reference) loopback() bool {
-	host := r.Registry
+// Loopback reports whether a registry, host[:port], runs on this machine.
+func Loopback(host string) bool {
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		host = h
 	}

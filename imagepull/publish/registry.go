@@ -6,6 +6,7 @@ package publish
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -15,9 +16,11 @@ import (
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"oras.land/oras-go/v2/content"
+	"oras.land/oras-go/v2/errdef"
 	"oras.land/oras-go/v2/registry"
 	"oras.land/oras-go/v2/registry/remote"
 	"oras.land/oras-go/v2/registry/remote/auth"
+	"oras.land/oras-go/v2/registry/remote/errcode"
 	"oras.land/oras-go/v2/registry/remote/retry"
 )
 
@@ -25,14 +28,18 @@ import (
 // for every host but those of this machine (localhost, 127.0.0.0/8, ::1),
 // which are asked over plain http.
 type Access struct {
-	// PlainHTTP forces http or https for all hosts; nil keeps the rule above.
-	PlainHTTP *bool
+	// PlainHTTP says whether the registry at host[:port] is asked over plain
+	// http, logins included; nil is Loopback.
+	PlainHTTP func(host string) bool
 	// Credential looks up a login by host[:port]; nil means anonymous.
 	Credential auth.CredentialFunc
 	// HTTP sends the requests; nil means a client that retries requests
 	// without a body up to four times on 429, 5xx and cut connections.
 	HTTP *http.Client
 }
+
+// commitTimeout bounds the question whether an image is visible.
+const commitTimeout = 15 * time.Second
 
 // remoteImage is an image's place in a registry.
 type remoteImage struct {
@@ -48,18 +55,18 @@ func newRemote(ref Reference, access Access) *remoteImage {
 	if client.Client == nil {
 		client.Client = &http.Client{Transport: &retry.Transport{Policy: retryPolicy}}
 	}
-	if ref.loopback() {
+	if Loopback(ref.Registry) {
 		// A registry on this machine may have its token service here too.
 		client.BlockedRealmPrefixes = []netip.Prefix{}
 	}
-	plain := ref.loopback()
+	plain := Loopback
 	if access.PlainHTTP != nil {
-		plain = *access.PlainHTTP
+		plain = access.PlainHTTP
 	}
 	return &remoteImage{ref: ref, repo: &remote.Repository{
 		Client:    client,
 		Reference: registry.Reference{Registry: ref.Registry, Repository: ref.Repository},
-		PlainHTTP: plain,
+		PlainHTTP: plain(ref.Registry),
 	}}
 }
 
@@ -154,12 +161,32 @@ func (r *remoteImage) pushManifest(ctx context.Context, desc ocispec.Descriptor,
 }
 
 // commit uploads the root manifest under the tag, which makes the image
-// visible in one step.
+// visible in one step. Where the answer does not tell whether it did, the
+// registry is asked.
 func (r *remoteImage) commit(ctx context.Context, desc ocispec.Descriptor, data []byte) error {
-	if err := r.repo.Manifests().PushReference(ctx, desc, bytes.NewReader(data), r.ref.Tag); err != nil {
-		return registryError(r.ref, "upload of manifest "+r.ref.Tag, err)
+	err := r.repo.Manifests().PushReference(ctx, desc, bytes.NewReader(data), r.ref.Tag)
+	var answer *errcode.ErrorResponse
+	answered := errors.As(err, &answer)
+	if err == nil || answered && answer.StatusCode < http.StatusInternalServerError || unsent(err) {
+		return r.commitError(err)
 	}
-	return nil
+	ask, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	defer cancel()
+	tagged, askErr := r.repo.Manifests().Resolve(ask, r.ref.Tag)
+	switch {
+	case askErr == nil && tagged.Digest == desc.Digest:
+		return nil
+	case answered && (askErr == nil || errors.Is(askErr, errdef.ErrNotFound)):
+		return r.commitError(err)
+	}
+	return classed{r.commitError(err), ErrOutcomeUnknown}
+}
+
+func (r *remoteImage) commitError(err error) error {
+	if err == nil {
+		return nil
+	}
+	return registryError(r.ref, "upload of manifest "+r.ref.Tag, err)
 }
 
 func (r *remoteImage) count(desc ocispec.Descriptor) {

@@ -9,6 +9,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -158,4 +159,27 @@ func FuzzInitData(f *testing.F) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestInitDataIsBounded sends texts that take up to half a minute to parse, or
+// that nest too deep for what comes after.
+func TestInitDataIsBounded(t *testing.T) {
+	t.Parallel()
+	const head = "version = '1'\nalgorithm = 'sha256'\n"
+	var keys strings.Builder
+	for i := 0; keys.Len() < 1<<20-100; i++ {
+		fmt.Fprintf(&keys, "k%d = 1\n", i)
+	}
+	s := appraisal.New(verifier.Set{"sample": sample.Verifier{}}, &seen{}, appraisal.Options{})
+	for name, body := range map[string]string{
+		"keys":        head + keys.String(),
+		"keys within": head + "[data]\n'aa.toml' = \"\"\"\n" + keys.String() + "\"\"\"\n",
+		"arrays":      head + "x = " + strings.Repeat("[", 5000) + strings.Repeat("]", 5000),
+		"dots":        head + strings.Repeat("a.", 5000) + "a = 1",
+	} {
+		a := attestation(t, &rcar.InitData{Format: "toml", Body: body})
+		if _, err := s.Appraise(t.Context(), "sample", rcar.SHA384, a); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "more than 4096 keys") {
+			t.Errorf("%s: %.200v", name, err)
+		}
+	}
 }

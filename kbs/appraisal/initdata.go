@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
+	"github.com/pelletier/go-toml/v2/unstable"
 
 	"github.com/coffer-cc/coffer/kbs/rcar"
 )
@@ -25,8 +26,8 @@ func parseInitData(d rcar.InitData) (digest []byte, claims map[string]any, err e
 		Algorithm string            `toml:"algorithm"`
 		Data      map[string]string `toml:"data"`
 	}
-	if err := toml.Unmarshal([]byte(d.Body), &doc); err != nil {
-		return nil, nil, errors.New("body is not TOML with version, algorithm and data")
+	if err := parseTOML(d.Body, &doc); err != nil {
+		return nil, nil, fmt.Errorf("body is not TOML with version, algorithm and data: %w", err)
 	}
 	if doc.Version == "" {
 		return nil, nil, errors.New("version is missing")
@@ -48,8 +49,8 @@ func initDataClaims(data map[string]string) (map[string]any, error) {
 		switch name {
 		case "aa.toml", "cdh.toml":
 			var table map[string]any
-			if err := toml.Unmarshal([]byte(text), &table); err != nil {
-				return nil, fmt.Errorf("data %s is not TOML", name)
+			if err := parseTOML(text, &table); err != nil {
+				return nil, fmt.Errorf("data %s is not TOML: %w", name, err)
 			}
 			claims[name] = table
 		case "policy.rego":
@@ -63,6 +64,36 @@ func initDataClaims(data map[string]string) (map[string]any, error) {
 		}
 	}
 	return claims, nil
+}
+
+// maxKeys bounds the keys, their parts and the nesting of a TOML text: what it
+// costs to parse grows with the square of their number, and the text is parsed
+// before its sender is known.
+const maxKeys = 4096
+
+func parseTOML(text string, into any) error {
+	var p unstable.Parser
+	p.Reset([]byte(text))
+	for left := maxKeys; p.NextExpression(); {
+		if left -= countKeys(p.Expression()); left < 0 {
+			return fmt.Errorf("it has more than %d keys", maxKeys)
+		}
+	}
+	if p.Error() != nil || toml.Unmarshal([]byte(text), into) != nil {
+		return errors.New("it does not parse") // the library's errors quote the text
+	}
+	return nil
+}
+
+func countKeys(n *unstable.Node) int {
+	count := 0
+	if n.Kind == unstable.Key || n.Kind == unstable.Array || n.Kind == unstable.InlineTable {
+		count++
+	}
+	for children := n.Children(); children.Next(); {
+		count += countKeys(children.Node())
+	}
+	return count
 }
 
 // policyData finds the object policy_data of a Kata agent policy.

@@ -140,7 +140,7 @@ func (e *Engine) findings(ctx context.Context, d Document, p *program, q questio
 			Next: "change what the attester runs, or the attestation policy " + d.ID,
 		}
 		if x != nil {
-			if why, ok := x.why(strings.ReplaceAll(name, "-", "_")); ok {
+			if why, ok := e.why(ctx, x, strings.ReplaceAll(name, "-", "_")); ok {
 				f.Rule, f.Got = why.rule, why.sentence
 				if len(why.wants) > 0 {
 					f.Next = ""

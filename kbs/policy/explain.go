@@ -53,6 +53,18 @@ func (e *Engine) explain(ctx context.Context, id string, p *program, q question)
 	return &explainer{trace: t, q: q, refs: lookup, prog: p, id: id}, nil
 }
 
+// why is explainer.why, which must not change a verdict whatever a policy
+// looks like.
+func (e *Engine) why(ctx context.Context, x *explainer, rule string) (f failure, ok bool) {
+	defer func() {
+		if v := recover(); v != nil {
+			e.log.ErrorContext(ctx, "panic while explaining", "policy", x.id, "rule", rule, "panic", v)
+			f, ok = failure{}, false
+		}
+	}()
+	return x.why(rule)
+}
+
 // why says what kept the rule of that name from its best outcome.
 func (x *explainer) why(rule string) (failure, bool) {
 	spans := x.trace.rule(rule)

@@ -100,6 +100,24 @@ func TestDefaultResourcePolicy(t *testing.T) {
 }
 
 // TestExplain pins what the trace of any policy is turned into.
+// TestExplanationEnds denies with bodies that define their variables in a
+// circle.
+func TestExplanationEnds(t *testing.T) {
+	t.Parallel()
+	e := policy.NewEngine(refs{}, policy.Options{})
+	for _, body := range []string{
+		"some k, v in input; k == v",
+		"some x, y; x = y; y = x; x = input.foo; x == 2",
+		"some i, x in input.list; x == i; i == 5",
+	} {
+		d := policy.Document{ID: policy.ResourceID, Text: "package policy\nimport rego.v1\nallow if { " + body + " }\n"}
+		got, err := e.Allow(t.Context(), d, policy.Request{Plugin: "resource"}, map[string]any{"foo": "1", "list": []any{1, 0, 7}, "x": "y"})
+		if err != nil || !got.Allowed && (got.Reason == nil || got.Reason.Rule == "") {
+			t.Errorf("%s: %+v %v", body, got, err)
+		}
+	}
+}
+
 func TestExplain(t *testing.T) {
 	t.Parallel()
 	const change = "meet the condition, or change the resource policy: coffer kbs resource-policy set FILE"

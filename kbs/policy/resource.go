@@ -102,7 +102,7 @@ func (e *Engine) reason(ctx context.Context, d Document, p *program, q question,
 		e.log.WarnContext(ctx, "explain denial", "policy", d.ID, "err", err)
 		return out
 	}
-	f, ok := x.why("allow")
+	f, ok := e.why(ctx, x, "allow")
 	if !ok {
 		return out
 	}

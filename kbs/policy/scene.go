@@ -50,12 +50,16 @@ type scene struct {
 	input  ast.Value
 	data   map[string]any
 	lookup func(name string) ast.Value
+	// open holds the variables being resolved: a body may define them in a
+	// circle, as "some k, v in x" with "k == v" does.
+	open map[ast.Var]bool
 }
 
 func newScene(body ast.Body, locals *ast.ValueMap, names map[ast.Var]topdown.VarMetadata, q question) *scene {
 	s := &scene{
 		defs: map[ast.Var]*ast.Term{}, calls: map[ast.Var]*ast.Expr{},
 		locals: locals, names: names, input: q.input, data: q.data,
+		open: map[ast.Var]bool{},
 	}
 	for _, expr := range body {
 		if expr.IsEquality() && !expr.Negated {
@@ -102,6 +106,11 @@ func (s *scene) operand(t *ast.Term) operand {
 }
 
 func (s *scene) variable(v ast.Var) operand {
+	if s.open[v] || len(s.open) >= maxDepth {
+		return operand{label: s.name(v), value: s.local(v)}
+	}
+	s.open[v] = true
+	defer delete(s.open, v)
 	if call, ok := s.calls[v]; ok {
 		return s.call(v, call)
 	}

@@ -37,7 +37,7 @@ func (s *Server) admin(action string, next handler) handler {
 	return func(w http.ResponseWriter, r *request) error {
 		who, err := s.administrator(bearer(r.Request))
 		if err != nil {
-			s.audit(r, action, refused, "path", r.rest, "err", err.Error())
+			s.audit(r, action, refused, "path", r.shown(), "err", err.Error())
 			p := &problem{variant: "AdminAuthAccess", status: http.StatusUnauthorized, detail: "administrator's token: " + err.Error(), err: err}
 			p.reason = rcar.Reason{
 				Rule: "caller is an administrator", Expected: "a valid administrator's token", Got: err.Error(),
@@ -53,7 +53,7 @@ func (s *Server) admin(action string, next handler) handler {
 		if err != nil {
 			outcome = failed
 		}
-		s.audit(r, action, outcome, "subject", who, "path", r.rest)
+		s.audit(r, action, outcome, "subject", who, "path", r.shown())
 		return err
 	}
 }

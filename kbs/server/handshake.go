@@ -91,6 +91,7 @@ func (s *Server) attest(w http.ResponseWriter, r *request) error {
 	}
 	one, err := s.sessions.use(cookie.Value, a.RuntimeData.Nonce)
 	if err != nil {
+		s.audit(r, "attest", refused, "rule", err.Error())
 		return unattested(err.Error() + "; start again with POST " + prefix + "auth")
 	}
 	result, err := s.parts.Appraiser.Appraise(r.Context(), one.tee, rcar.SHA384, a)

@@ -9,11 +9,13 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/coffer-cc/coffer/kbs/policy"
+	"github.com/coffer-cc/coffer/kbs/rcar"
 )
 
 // policyBody is the body of a policy request; Policy is base64url.
@@ -99,6 +101,12 @@ func (s *Server) getAttestationPolicy(w http.ResponseWriter, r *request) error {
 		return s.history(w, r, id)
 	}
 	d, err := s.parts.Policies.Attestation(r.Context(), id)
+	if errdefs.IsNotFound(err) {
+		return &problem{
+			status: http.StatusNotFound, variant: "PolicyNotFound", detail: fmt.Sprintf("no attestation policy %.64q is set", id),
+			reason: rcar.Reason{NextStep: "the one that is asked about a CPU is default_cpu"},
+		}
+	}
 	return policyText(w, d, err)
 }
 
@@ -107,9 +115,6 @@ func badPolicyPath() *problem {
 }
 
 func policyText(w http.ResponseWriter, d policy.Document, err error) error {
-	if errdefs.IsNotFound(err) {
-		return badPolicyPath()
-	}
 	if err != nil {
 		return fromClass("StorageError", err)
 	}
@@ -139,7 +144,11 @@ func (s *Server) getReferenceValue(w http.ResponseWriter, r *request) error {
 		}
 		return reply(w, names)
 	}
-	value, err := s.parts.ReferenceValues.ReferenceValue(r.Context(), r.rest)
+	name, err := url.PathUnescape(r.rest)
+	if err != nil {
+		return badRequest("InvalidRequestPath", "name is not percent-encoded as it should be")
+	}
+	value, err := s.parts.ReferenceValues.ReferenceValue(r.Context(), name)
 	if err != nil {
 		return fromClass("RvpsError", err)
 	}

@@ -86,7 +86,8 @@ func fromClass(variant string, err error) *problem {
 	case errdefs.IsNotImplemented(err):
 		p.status = http.StatusBadRequest
 	case errdefs.IsResourceExhausted(err):
-		p.status, p.detail = http.StatusServiceUnavailable, "the service's storage is full; its operator must make room, then try again"
+		p.status, p.detail = http.StatusServiceUnavailable, "the service's storage is full"
+		p.reason.NextStep = "have its operator make room, then try again"
 	default:
 		p.status, p.detail = http.StatusServiceUnavailable, "the service cannot answer now; try again, and see its log if it persists"
 	}

@@ -27,6 +27,10 @@ func (s *Server) getResource(w http.ResponseWriter, r *request) error {
 	}
 	outcome, err := s.release(w, r)
 	s.metrics.resource(outcome)
+	switch outcome {
+	case unauthenticated, refused, failed: // release audits the others itself
+		s.audit(r, "resource.release", outcome, "path", r.shown(), "err", err.Error())
+	}
 	return err
 }
 
@@ -173,7 +177,7 @@ func (s *Server) putResource(w http.ResponseWriter, r *request) error {
 			status: http.StatusPreconditionFailed, variant: "ResourceExists", detail: "resource " + id.String() + " is there already",
 			reason: rcar.Reason{
 				Rule: "If-None-Match: *", Expected: "no resource " + id.String(), Got: "one is there",
-				NextStep: "choose another name, or overwrite it without If-None-Match",
+				NextStep: "choose another name, or replace it on purpose, without If-None-Match",
 			},
 		}
 	}
@@ -190,7 +194,9 @@ func (s *Server) deleteResource(w http.ResponseWriter, r *request) error {
 	}
 	err = s.parts.Storage.Delete(r.Context(), storage.Resources, id.String())
 	if errdefs.IsNotFound(err) {
-		return absent(id)
+		p := absent(id)
+		p.reason.NextStep = "see what there is: coffer kbs resource list"
+		return p
 	}
 	if err != nil {
 		return fromClass("StorageError", err)

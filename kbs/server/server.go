@@ -12,8 +12,10 @@ import (
 	"context"
 	"crypto/ed25519"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -52,7 +54,8 @@ type Options struct {
 	// SessionLifetime is how long a handshake and its cookie last; 0 is 5
 	// minutes.
 	SessionLifetime time.Duration
-	// MaxSessions bounds the sessions kept; 0 is 16384. Further handshakes
+	// MaxSessions bounds the sessions kept; 0 is 16384. Beyond it the oldest
+	// one without a token gives way; where all have one, further handshakes
 	// are answered 429 until one expires.
 	MaxSessions int
 	// MaxBody bounds request bodies, in bytes; 0 is 2 MiB.
@@ -80,14 +83,29 @@ type Server struct {
 }
 
 // handler serves one request and returns what went wrong, to be answered as
-// an error. rest is the path after the route's name.
+// an error.
 type handler func(w http.ResponseWriter, r *request) error
 
 // request is one HTTP request on its way.
 type request struct {
 	*http.Request
+	// rest is the path after the route's name, escaped as it was sent: what
+	// a proxy on the way saw is what is served.
 	rest  string
 	trace string
+}
+
+// shown is the rest of the path for the log.
+func (r *request) shown() string { return fmt.Sprintf("%.256s", r.rest) }
+
+// whole serves only the route's name alone.
+func whole(next handler) handler {
+	return func(w http.ResponseWriter, r *request) error {
+		if r.rest != "" {
+			return &problem{status: http.StatusNotFound, variant: "InvalidRequestPath", detail: "nothing may follow the route's name"}
+		}
+		return next(w, r)
+	}
 }
 
 // New returns a Server.
@@ -131,8 +149,8 @@ const prefix = "/kbs/v0/"
 // table maps the first step of the path and the method to a handler.
 func (s *Server) table() map[string]map[string]handler {
 	return map[string]map[string]handler{
-		"auth":   {http.MethodPost: s.auth},
-		"attest": {http.MethodPost: s.attest},
+		"auth":   {http.MethodPost: whole(s.auth)},
+		"attest": {http.MethodPost: whole(s.attest)},
 		"resource": {
 			http.MethodGet:    s.getResource,
 			http.MethodPut:    s.admin("resource.put", s.putResource),
@@ -141,15 +159,15 @@ func (s *Server) table() map[string]map[string]handler {
 		},
 		"resource-policy": {
 			http.MethodGet:  s.admin("resource-policy.get", s.getResourcePolicy),
-			http.MethodPost: s.admin("resource-policy.set", s.setResourcePolicy),
+			http.MethodPost: whole(s.admin("resource-policy.set", s.setResourcePolicy)),
 		},
 		"attestation-policy": {
 			http.MethodGet:  s.admin("attestation-policy.get", s.getAttestationPolicy),
-			http.MethodPost: s.admin("attestation-policy.set", s.setAttestationPolicy),
+			http.MethodPost: whole(s.admin("attestation-policy.set", s.setAttestationPolicy)),
 		},
 		"reference-value": {
 			http.MethodGet:  s.admin("reference-value.get", s.getReferenceValue),
-			http.MethodPost: s.admin("reference-value.set", s.setReferenceValues),
+			http.MethodPost: whole(s.admin("reference-value.set", s.setReferenceValues)),
 		},
 	}
 }
@@ -185,7 +203,7 @@ func (s *Server) plain(w http.ResponseWriter, r *http.Request, f http.HandlerFun
 }
 
 func (s *Server) route(w http.ResponseWriter, r *request) error {
-	path, ok := strings.CutPrefix(r.URL.Path, prefix)
+	path, ok := strings.CutPrefix(r.URL.EscapedPath(), prefix)
 	if !ok {
 		return &problem{
 			status: http.StatusNotFound, variant: "InvalidRequestPath",
@@ -215,6 +233,6 @@ func (s *Server) recover(w http.ResponseWriter, r *request) {
 	if v == nil {
 		return
 	}
-	s.log.ErrorContext(r.Context(), "panic", "trace_id", r.trace, "path", r.URL.Path, "panic", v)
+	s.log.ErrorContext(r.Context(), "panic", "trace_id", r.trace, "route", routeOf(r), "panic", v, "stack", string(debug.Stack()))
 	s.fail(w, r, &problem{status: http.StatusServiceUnavailable, variant: "PluginInternalError", detail: "internal error; see the service's log"})
 }

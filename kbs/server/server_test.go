@@ -9,6 +9,8 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -52,6 +54,26 @@ func TestRelease(t *testing.T) {
 	}
 	if !g.cookie.HttpOnly || g.cookie.Path != "/" || g.cookie.Secure || len(g.cookie.Value) != 32 {
 		t.Errorf("cookie %v", g.cookie)
+	}
+}
+
+func TestCookieOfATLSService(t *testing.T) {
+	t.Parallel()
+	s := kbstest.New(t, kbstest.Options{Sample: true, TLS: true})
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(s.CA)
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}}}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.URL+"/kbs/v0/auth", strings.NewReader(`{"version":"0.4.0","tee":"sample","extra-params":""}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if cookies := resp.Cookies(); len(cookies) != 1 || !cookies[0].Secure {
+		t.Errorf("cookies %v", cookies)
 	}
 }
 
@@ -216,8 +238,18 @@ func TestSessionsAreBounded(t *testing.T) {
 	t.Parallel()
 	c := &clock{}
 	s := kbstest.New(t, kbstest.Options{Sample: true, MaxSessions: 2, SessionLifetime: time.Minute, Now: c.now})
-	newGuest(t, s).auth()
-	newGuest(t, s).auth()
+	first, second, third := newGuest(t, s), newGuest(t, s), newGuest(t, s)
+	first.auth()
+	second.auth()
+	third.auth()
+	if a := first.attest(first.attestation()); a.status != http.StatusUnauthorized || !strings.Contains(a.problem(t).Detail, "no session") {
+		t.Errorf("the oldest: %d %s", a.status, a.body)
+	}
+	for _, g := range []*guest{second, third} {
+		if a := g.attest(g.attestation()); a.status != http.StatusOK {
+			t.Errorf("a younger one: %d %s", a.status, a.body)
+		}
+	}
 	request := []byte(`{"version":"0.4.0","tee":"sample","extra-params":""}`)
 	a := send(t, s, http.MethodPost, "/kbs/v0/auth", request)
 	if a.status != http.StatusTooManyRequests || a.header.Get("Retry-After") == "" || a.problem(t).Variant() != "TooManyRequests" {
@@ -419,10 +451,14 @@ func TestAuditAndMetricsHoldNoSecret(t *testing.T) {
 	g.get("team/key/none")
 	s.DenyAll()
 	g.get("team/key/top")
+	g.attest(g.attestation())
+	send(t, s, http.MethodGet, "/kbs/v0/resource/team/key/top", nil)
+	g.get("team/key")
 	send(t, s, http.MethodDelete, "/kbs/v0/resource/team/key/top", nil, "Authorization", "Bearer nonsense-token")
 	send(t, s, http.MethodPost, "/kbs/v0/resource-policy", []byte(`{"policy":"`+base64.RawURLEncoding.EncodeToString([]byte("package policy\nallow := true\n"))+`"}`), admin(s)...)
 	want := []string{
 		"resource.put ok", "attest ok", "resource.release released", "resource.release not_found", "resource.release denied",
+		"attest refused", "resource.release unauthenticated", "resource.release refused",
 		"resource.delete refused", "policy.in-force ok", "resource-policy.set ok",
 	}
 	if diff := cmp.Diff(want, log.audits(t)); diff != "" {

@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 )
@@ -54,7 +55,12 @@ type sessions struct {
 	mu    sync.Mutex
 	byID  map[string]*session
 	queue []*session // oldest first
+	held  int        // bytes of all tokens
 }
+
+// maxHeld bounds the tokens that are kept for cookies, in bytes: one can be
+// larger than a megabyte.
+const maxHeld = 256 << 20
 
 func newSessions(life time.Duration, limit int, now func() time.Time) *sessions {
 	return &sessions{life: life, max: limit, now: now, byID: map[string]*session{}}
@@ -68,7 +74,7 @@ func (s *sessions) open(tee string) (session, error) {
 	defer s.mu.Unlock()
 	now := s.now()
 	s.expire(now)
-	if len(s.queue) >= s.max {
+	if len(s.queue) >= s.max && !s.evict() {
 		return session{}, fullError{s.queue[0].expires.Sub(now)}
 	}
 	one := &session{
@@ -111,13 +117,29 @@ func (s *sessions) use(id, nonce string) (session, error) {
 	return *one, nil
 }
 
-// attest gives a session its token.
+// attest gives a session its token. Where there is no room for it, the token
+// still serves its bearer, and the cookie does not.
 func (s *sessions) attest(id, token string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if one, ok := s.byID[id]; ok && one.state == answered {
-		one.state, one.token = attested, token
+	one, ok := s.byID[id]
+	if !ok || one.state != answered || s.held+len(token) > maxHeld {
+		return
 	}
+	one.state, one.token = attested, token
+	s.held += len(token)
+}
+
+// evict drops the oldest session that has no token, so that strangers who open
+// sessions keep nobody out who answers at once. The caller holds mu.
+func (s *sessions) evict() bool {
+	i := slices.IndexFunc(s.queue, func(one *session) bool { return one.state != attested })
+	if i < 0 {
+		return false
+	}
+	delete(s.byID, s.queue[i].id)
+	s.queue = slices.Delete(s.queue, i, i+1)
+	return true
 }
 
 // expire drops what is over. The caller holds mu.
@@ -125,6 +147,7 @@ func (s *sessions) expire(now time.Time) {
 	n := 0
 	for n < len(s.queue) && !now.Before(s.queue[n].expires) {
 		delete(s.byID, s.queue[n].id)
+		s.held -= len(s.queue[n].token)
 		s.queue[n] = nil
 		n++
 	}

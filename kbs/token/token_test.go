@@ -58,6 +58,9 @@ func TestVerify(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	if _, err := i.Verify(strings.Repeat("a", 1<<21)); err == nil || !strings.Contains(err.Error(), "longer than") {
+		t.Errorf("long: %v", err)
+	}
 	if _, err := other.Verify(signed); !errdefs.IsUnauthorized(err) || !strings.Contains(err.Error(), "another service") {
 		t.Errorf("other key: %v", err)
 	}
