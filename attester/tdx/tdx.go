@@ -166,7 +166,7 @@ func quoteByDevice(open func() (client.Device, error), reportData [evidence.MaxR
 func readEventLog(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, nil //nolint:nilerr // see above
+		return nil, nil
 	}
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, maxEventLog+1))

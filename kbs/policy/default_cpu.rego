@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: The coffer authors
+# SPDX-License-Identifier: Apache-2.0
+#
 # What evidence about a CPU earns, on the scale of EAR trust claims.
 #
 # input: one object named after the TEE, report_data, init_data and their

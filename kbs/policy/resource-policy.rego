@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: The coffer authors
+# SPDX-License-Identifier: Apache-2.0
+#
 # Releases a resource only to a fully affirmed attester.
 #
 # input: the attestation token. data: plugin, resource-path, query.
