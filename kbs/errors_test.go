@@ -55,7 +55,7 @@ func TestRefusals(t *testing.T) {
 		{name: "policy as Trustee says it", get: answers(401, "", kbsError("PolicyDeny", `"Access denied by policy"`), 1),
 			class: errdefs.ErrPermissionDenied, want: []string{"get " + kid, "401 PolicyDeny", "Access denied by policy", "next: have the resource's owner allow"}},
 		{name: "policy with a reason", get: answers(403, "", kbsError("PolicyDeny", reason), 1),
-			class: errdefs.ErrPermissionDenied, want: []string{"; rule allow of policy resource-policy: expected affirming, got none; next: register the launch digest"}},
+			class: errdefs.ErrPermissionDenied, want: []string{"; policy resource-policy, rule allow: expected affirming, got none; next: register the launch digest"}},
 		{name: "reason without a next step", get: answers(403, "", kbsError("PolicyDeny", `"no","reason":{"rule":"allow"}`), 1),
 			class: errdefs.ErrPermissionDenied, want: []string{"; rule allow; next: have the resource's owner"}},
 		{name: "reason with a trace only", get: answers(403, "", kbsError("PolicyDeny", `"no","reason":{"trace_id":"t1"}`), 1),

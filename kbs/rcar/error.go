@@ -54,18 +54,18 @@ type Reason struct {
 }
 
 // String returns the reason on one line:
-// "rule R of policy P: expected E, got G; next: N (trace T)". Members that are
+// "policy P, rule R: expected E, got G; next: N (trace T)". Members that are
 // empty are left out. A nil Reason is "".
 func (r *Reason) String() string {
 	if r == nil {
 		return ""
 	}
 	var where, what, parts []string
-	if r.Rule != "" {
-		where = append(where, "rule "+oneLine(r.Rule))
-	}
 	if r.Policy != "" {
 		where = append(where, "policy "+oneLine(r.Policy))
+	}
+	if r.Rule != "" {
+		where = append(where, "rule "+oneLine(r.Rule))
 	}
 	if r.Expected != "" {
 		what = append(what, "expected "+oneLine(r.Expected))
@@ -74,7 +74,7 @@ func (r *Reason) String() string {
 		what = append(what, "got "+oneLine(r.Got))
 	}
 	if len(where) > 0 {
-		parts = append(parts, strings.Join(where, " of "))
+		parts = append(parts, strings.Join(where, ", "))
 	}
 	if len(what) > 0 {
 		parts = append(parts, strings.Join(what, ", "))

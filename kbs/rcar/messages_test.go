@@ -154,7 +154,7 @@ func TestError(t *testing.T) {
 	if e.Variant() != "PolicyDeny" || e.Detail != "Access denied by policy" {
 		t.Errorf("parsed %+v", e)
 	}
-	const want = "rule allow of policy resource-policy: expected affirming, got none; next: register reference values (trace t1)"
+	const want = "policy resource-policy, rule allow: expected affirming, got none; next: register reference values (trace t1)"
 	if got := e.Reason.String(); got != want {
 		t.Errorf("reason %q", got)
 	}

@@ -289,7 +289,7 @@ func TestDeniedGolden(t *testing.T) {
 	a := g.get("default/key/1")
 	got := regexp.MustCompile(`[0-9a-f]{16}`).ReplaceAllString(string(a.body), "TRACE")
 	const want = `{"type":"https://github.com/confidential-containers/kbs/errors/PolicyDeny",` +
-		`"detail":"Access denied by policy: rule every submod ear.status is affirming of policy resource-policy: expected affirming, ` +
+		`"detail":"Access denied by policy: policy resource-policy, rule every submod ear.status is affirming: expected affirming, ` +
 		`got cpu0: warning (executables 33: launch_digest abcde is not in reference value launch_digest [x]); ` +
 		`next: if you trust it, register the measurement: echo '{\"launch_digest\":[\"x\",\"abcde\"]}' | coffer kbs reference-value set -",` +
 		`"reason":{"policy":"resource-policy","rule":"every submod ear.status is affirming","expected":"affirming",` +
