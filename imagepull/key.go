@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 
 	"github.com/containerd/errdefs"
 
@@ -96,12 +95,6 @@ func rank(err error) int {
 		}
 	}
 	return len(classes)
-}
-
-// reader decrypts src and clears private.
-func (l *lock) reader(src io.Reader, private *layercrypt.PrivateOptions) (*layercrypt.Reader, error) {
-	defer private.Clear()
-	return layercrypt.NewReader(src, l.public, *private)
 }
 
 // keyed is the outcome of an unwrap that runs beside the first connection.

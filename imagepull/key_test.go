@@ -5,25 +5,39 @@ package imagepull
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"io"
+	"log/slog"
 	"strings"
 	"testing"
 
 	"github.com/coffer-cc/coffer/imagepull/layercrypt"
+	"github.com/coffer-cc/coffer/imagepull/registry"
 )
 
-func TestReaderClearsTheLayerKey(t *testing.T) {
+// oneKey is a KeyUnwrapper that always gives the same private options.
+type oneKey []byte
+
+func (k oneKey) UnwrapKey(context.Context, []byte) ([]byte, error) { return bytes.Clone(k), nil }
+
+func TestOpenerForgetsTheLayerKey(t *testing.T) {
 	t.Parallel()
-	for _, cipher := range []string{layercrypt.Cipher, "unknown"} {
-		key, nonce := bytes.Repeat([]byte{1}, 32), bytes.Repeat([]byte{2}, 16)
-		private := layercrypt.PrivateOptions{SymKey: key, CipherOptions: map[string][]byte{"nonce": nonce}}
-		l := &lock{public: layercrypt.PublicOptions{Cipher: cipher, HMAC: make([]byte, 32)}}
-		_, err := l.reader(strings.NewReader(""), &private)
-		if known := cipher == layercrypt.Cipher; known != (err == nil) || !known && !errors.Is(err, layercrypt.ErrUnsupported) {
-			t.Errorf("cipher %s: %v", cipher, err)
+	private := `{"symkey":"` + strings.Repeat("A", 43) + `=","digest":"","cipheroptions":{"nonce":"` + strings.Repeat("A", 22) + `=="}}`
+	p := &Puller{keys: oneKey(private), opts: Options{Logger: slog.New(slog.DiscardHandler)}}
+	fetch := &fetchReader{open: func(int64) (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("")), nil }}
+	l := &lock{public: layercrypt.PublicOptions{Cipher: layercrypt.Cipher, HMAC: make([]byte, 32)}, packets: [][]byte{{}}}
+	open, done, _, err := p.opener(t.Context(), fetch, registry.Layer{}, l, func() {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // a spooled blob is opened twice
+		if _, err := open(strings.NewReader("")); err != nil {
+			t.Fatal(err)
 		}
-		if !bytes.Equal(key, make([]byte, 32)) || !bytes.Equal(nonce, make([]byte, 16)) {
-			t.Errorf("cipher %s: the key is not cleared", cipher)
-		}
+	}
+	done()
+	if _, err := open(strings.NewReader("")); !errors.Is(err, layercrypt.ErrMalformed) {
+		t.Errorf("the key is still there: %v", err)
 	}
 }

@@ -51,10 +51,16 @@ func (p *Puller) stage(ctx context.Context, image registry.Image, layer registry
 	defer cancel()
 	fetch := p.fetch(ctx, image, layer, fetched)
 	defer fetch.close()
-	blob, stage, err := p.blob(ctx, fetch, layer, lock, cancel)
+	open, done, stage, err := p.opener(ctx, fetch, layer, lock, cancel)
 	if err != nil {
 		return nil, fail(stage, err)
 	}
+	blob, closeBlob, stage, err := p.blob(fetch, open, layer, staging)
+	done()
+	if err != nil {
+		return nil, fail(stage, err)
+	}
+	defer closeBlob()
 	s := &stream{p: p, layer: layer, fetch: fetch, blob: blob, cancel: cancel}
 	facts, stage, err := s.run(ctx, staging.Dir, mediaType)
 	if err != nil {
@@ -80,19 +86,41 @@ func (p *Puller) fetch(ctx context.Context, image registry.Image, layer registry
 	}
 }
 
-// blob is the stream of the layer before decompression; the key of an encrypted
-// one is got while the registry answers.
-func (p *Puller) blob(ctx context.Context, fetch *fetchReader, layer registry.Layer, lock *lock, abort func()) (verifier, Stage, error) {
+// opener gets the key of an encrypted layer while the registry answers, and
+// returns what makes the layer's stream; done forgets the key.
+func (p *Puller) opener(ctx context.Context, fetch *fetchReader, layer registry.Layer, lock *lock, abort func()) (open opener, done func(), stage Stage, err error) {
 	if lock == nil {
-		return newPlain(fetch, layer), "", nil
+		return func(r io.Reader) (verifier, error) { return newPlain(r, layer), nil }, func() {}, "", nil
 	}
 	private, stage, err := lock.beside(ctx, p.keys, fetch.connect, abort)
 	if err != nil {
-		return nil, stage, err
+		return nil, nil, stage, err
 	}
-	r, err := lock.reader(fetch, &private)
+	open = func(r io.Reader) (verifier, error) {
+		plain, err := layercrypt.NewReader(r, lock.public, private)
+		if err != nil {
+			return nil, err
+		}
+		return newSealed(plain, layer), nil
+	}
+	return open, private.Clear, "", nil
+}
+
+// blob is the stream of the layer before decompression: as it comes, or from a
+// spool once all of it is verified. The caller ends it with closeBlob.
+func (p *Puller) blob(fetch *fetchReader, open opener, layer registry.Layer, staging *store.Staging) (_ verifier, closeBlob func(), _ Stage, err error) {
+	if !p.opts.VerifyBeforeUnpack {
+		blob, err := open(fetch)
+		return blob, func() {}, StageDecrypt, err
+	}
+	spool, err := newSpool(staging)
 	if err != nil {
-		return nil, StageDecrypt, err
+		return nil, nil, StageFetch, p.store.OutOfSpace(err, layer.Size)
 	}
-	return newSealed(r, layer), "", nil
+	blob, stage, err := spool.fill(fetch, open, layer, p.store)
+	if err != nil {
+		spool.close()
+		return nil, nil, stage, err
+	}
+	return blob, spool.close, "", nil
 }

@@ -68,6 +68,10 @@ type Options struct {
 	// RetryDelay is the first pause before another try, about; it doubles each
 	// time. 0 means DefaultRetryDelay.
 	RetryDelay time.Duration
+	// VerifyBeforeUnpack keeps each blob in the store until its digest and MAC
+	// hold, and only then decompresses and unpacks it. It costs the blob's size
+	// in space and the overlap of download and unpacking in time.
+	VerifyBeforeUnpack bool
 	// Unpack bounds what a layer may unpack to.
 	Unpack unpack.Options
 	// Scratch is the directory for the writable layers of bundles; without one

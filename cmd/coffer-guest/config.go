@@ -41,6 +41,7 @@ type Config struct {
 		WorkDir      string `toml:"work_dir"`
 		MaxDownloads int    `toml:"max_downloads"`
 		MaxUnpacks   int    `toml:"max_unpacks"`
+		VerifyFirst  bool   `toml:"verify_before_unpack"`
 	} `toml:"image"`
 	Registry struct {
 		Credentials string   `toml:"credentials"`

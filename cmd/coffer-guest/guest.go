@@ -135,10 +135,11 @@ func (g *guest) puller(conf Config, keys imagepull.KeyUnwrapper) (*imagepull.Pul
 	}
 	g.closers = append(g.closers, g.layers.Close)
 	p := imagepull.NewPuller(client, keys, g.layers, imagepull.Options{
-		MaxDownloads: conf.Image.MaxDownloads,
-		MaxUnpacks:   conf.Image.MaxUnpacks,
-		Scratch:      filepath.Join(conf.Image.WorkDir, "scratch"),
-		Logger:       g.log,
+		MaxDownloads:       conf.Image.MaxDownloads,
+		MaxUnpacks:         conf.Image.MaxUnpacks,
+		VerifyBeforeUnpack: conf.Image.VerifyFirst,
+		Scratch:            filepath.Join(conf.Image.WorkDir, "scratch"),
+		Logger:             g.log,
 	})
 	g.closers = append(g.closers, func() error { p.Close(); return nil })
 	if err := p.Sweep(); err != nil {
