@@ -4,6 +4,7 @@
 package layercrypt
 
 import (
+	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hmac"
@@ -11,14 +12,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"strings"
 )
-
-// subBlock is how many bytes go through digest, MAC and cipher before the next
-// ones do, so that all passes find them in the first-level cache.
-const subBlock = 16 << 10
 
 // Expect is what a layer's descriptor says about its blob. All of it is
 // compared; it comes from a manifest that the caller has checked by digest.
@@ -38,16 +34,12 @@ type Expect struct {
 // ciphertext digest and the MAC and is decrypted in the caller's buffer. It
 // does not allocate while reading and is not safe for concurrent use.
 type Reader struct {
-	src    io.Reader
-	digest hash.Hash     // of the ciphertext
-	mac    hash.Hash     // of the ciphertext
-	plain  hash.Hash     // of the plaintext; nil where no digest was recorded
-	stream cipher.Stream // the key stream
-
+	src     io.Reader
+	pass    pass
 	wantMAC []byte
 	// wantPlain is not made needless by the MAC: any other recipient of the layer
 	// has the layer key and can make another ciphertext with a right MAC, but
-	// cannot change the digest in this packet.
+	// cannot change the digest in this packet. Empty where none was recorded.
 	wantPlain string
 	size      int64
 	err       error // sticky; io.EOF once all was read
@@ -57,6 +49,10 @@ type Reader struct {
 // priv, which the caller may clear at once, and it does not close r. The error
 // is as for the two Parse functions.
 func NewReader(r io.Reader, pub PublicOptions, priv PrivateOptions) (*Reader, error) {
+	return newReader(r, pub, priv, newPass)
+}
+
+func newReader(r io.Reader, pub PublicOptions, priv PrivateOptions, newPass newPassFunc) (*Reader, error) {
 	if err := pub.check(); err != nil {
 		return nil, err
 	}
@@ -67,18 +63,13 @@ func NewReader(r io.Reader, pub PublicOptions, priv PrivateOptions) (*Reader, er
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrMalformed, err)
 	}
-	d := &Reader{
+	stream := cipher.NewCTR(block, priv.CipherOptions[nonceOption])
+	return &Reader{
 		src:       r,
-		digest:    sha256.New(),
-		mac:       hmac.New(sha256.New, priv.SymKey),
-		stream:    cipher.NewCTR(block, priv.CipherOptions[nonceOption]),
-		wantMAC:   append([]byte(nil), pub.HMAC...),
+		pass:      newPass(stream, priv.SymKey, priv.Digest != ""),
+		wantMAC:   bytes.Clone(pub.HMAC),
 		wantPlain: strings.Clone(priv.Digest),
-	}
-	if d.wantPlain != "" {
-		d.plain = sha256.New()
-	}
-	return d, nil
+	}, nil
 }
 
 // Read reads plaintext that is not authenticated yet: see [Reader.Verify]. An
@@ -88,16 +79,7 @@ func (d *Reader) Read(p []byte) (int, error) {
 		return 0, d.err
 	}
 	n, err := d.src.Read(p)
-	for rest := p[:n]; len(rest) > 0; {
-		block := rest[:min(subBlock, len(rest))]
-		d.digest.Write(block)
-		d.mac.Write(block)
-		d.stream.XORKeyStream(block, block)
-		if d.plain != nil {
-			d.plain.Write(block)
-		}
-		rest = rest[len(block):]
-	}
+	d.pass.open(p[:n])
 	d.size += int64(n)
 	d.err = err
 	return n, err
@@ -115,18 +97,18 @@ func (d *Reader) Verify(want Expect) error {
 	if err := d.drain(); err != nil {
 		return err
 	}
+	got := d.pass.sums()
 	var failed []string
-	if got := sha256Prefix + hex.EncodeToString(d.digest.Sum(nil)); got != want.Digest {
+	if got := digestString(got.digest); got != want.Digest {
 		failed = append(failed, fmt.Sprintf("ciphertext digest is %s, want %s", got, want.Digest))
 	}
 	if d.size != want.Size {
 		failed = append(failed, fmt.Sprintf("ciphertext has %d bytes, want %d", d.size, want.Size))
 	}
-	if !hmac.Equal(d.mac.Sum(nil), d.wantMAC) {
+	if !hmac.Equal(got.mac[:], d.wantMAC) {
 		failed = append(failed, "ciphertext MAC does not match")
 	}
-	if d.plain != nil && d.wantPlain != want.DiffID &&
-		d.wantPlain != sha256Prefix+hex.EncodeToString(d.plain.Sum(nil)) {
+	if d.wantPlain != "" && d.wantPlain != want.DiffID && d.wantPlain != digestString(got.plain) {
 		failed = append(failed, "plaintext digest does not match the wrapped one")
 	}
 	if len(failed) > 0 {
@@ -134,6 +116,8 @@ func (d *Reader) Verify(want Expect) error {
 	}
 	return nil
 }
+
+func digestString(sum [sha256.Size]byte) string { return sha256Prefix + hex.EncodeToString(sum[:]) }
 
 // maxEmptyReads is how many reads in a row may bring nothing.
 const maxEmptyReads = 100
