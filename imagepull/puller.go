@@ -133,6 +133,9 @@ func NewPuller(r Registry, keys KeyUnwrapper, s *store.Store, opts Options) *Pul
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
+	if opts.Unpack.Logger == nil {
+		opts.Unpack.Logger = opts.Logger
+	}
 	return &Puller{
 		registry: r, keys: keys, store: s, opts: opts,
 		tar:       unpack.New(opts.Unpack),

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/coffer-cc/coffer/cmd/internal/daemon"
+	"github.com/coffer-cc/coffer/imagepull/unpack"
 )
 
 const defaultConfigPath = "/etc/coffer/guest.toml"
@@ -42,6 +43,12 @@ type Config struct {
 		MaxDownloads int    `toml:"max_downloads"`
 		MaxUnpacks   int    `toml:"max_unpacks"`
 		VerifyFirst  bool   `toml:"verify_before_unpack"`
+		Limits       struct {
+			MaxEntries  int64 `toml:"max_entries"`
+			MaxBytes    int64 `toml:"max_bytes"`
+			MaxMetadata int64 `toml:"max_metadata"`
+			MaxRatio    int64 `toml:"max_ratio"`
+		} `toml:"limits"`
 	} `toml:"image"`
 	Registry struct {
 		Credentials string   `toml:"credentials"`
@@ -61,6 +68,10 @@ func Default() Config {
 	c.Sockets.AttestationAgent = "unix:///run/confidential-containers/attestation-agent/attestation-agent.sock"
 	c.Attester.TEE = "auto"
 	c.Image.WorkDir = "/var/lib/coffer/guest"
+	c.Image.Limits.MaxEntries = unpack.DefaultMaxEntries
+	c.Image.Limits.MaxBytes = unpack.DefaultMaxBytes
+	c.Image.Limits.MaxMetadata = unpack.DefaultMaxMetadata
+	c.Image.Limits.MaxRatio = unpack.DefaultMaxRatio
 	c.Registry.Insecure = []string{}
 	c.Registry.CAFiles = []string{}
 	c.Log.Level = "info"
@@ -114,6 +125,9 @@ func (c Config) Validate() error {
 	}
 	if c.Image.MaxDownloads < 0 || c.Image.MaxUnpacks < 0 {
 		return errors.New("image.max_downloads and image.max_unpacks: less than 0")
+	}
+	if l := c.Image.Limits; min(l.MaxEntries, l.MaxBytes, l.MaxMetadata, l.MaxRatio) <= 0 {
+		return errors.New("image.limits: each must be more than 0")
 	}
 	if i := slices.IndexFunc(c.Registry.Insecure, func(s string) bool { return s == "" || strings.Contains(s, "/") }); i >= 0 {
 		return fmt.Errorf("registry.insecure: %q is not host[:port]", c.Registry.Insecure[i])

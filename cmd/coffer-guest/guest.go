@@ -23,6 +23,7 @@ import (
 	"github.com/coffer-cc/coffer/imagepull/registry"
 	pullservice "github.com/coffer-cc/coffer/imagepull/service"
 	"github.com/coffer-cc/coffer/imagepull/store"
+	"github.com/coffer-cc/coffer/imagepull/unpack"
 	"github.com/coffer-cc/coffer/kbs"
 )
 
@@ -138,8 +139,14 @@ func (g *guest) puller(conf Config, keys imagepull.KeyUnwrapper) (*imagepull.Pul
 		MaxDownloads:       conf.Image.MaxDownloads,
 		MaxUnpacks:         conf.Image.MaxUnpacks,
 		VerifyBeforeUnpack: conf.Image.VerifyFirst,
-		Scratch:            filepath.Join(conf.Image.WorkDir, "scratch"),
-		Logger:             g.log,
+		Unpack: unpack.Options{
+			MaxEntries:  conf.Image.Limits.MaxEntries,
+			MaxBytes:    conf.Image.Limits.MaxBytes,
+			MaxMetadata: conf.Image.Limits.MaxMetadata,
+			MaxRatio:    conf.Image.Limits.MaxRatio,
+		},
+		Scratch: filepath.Join(conf.Image.WorkDir, "scratch"),
+		Logger:  g.log,
 	})
 	g.closers = append(g.closers, func() error { p.Close(); return nil })
 	if err := p.Sweep(); err != nil {

@@ -6,34 +6,26 @@
 // each layer is applied alone, without the layers below it.
 //
 // The stream is hostile: it is unpacked before anything about it has been
-// verified. Nothing in it reaches a file outside the directory, and entries,
-// bytes and path lengths are bounded. What is unpacked must stay invisible until
-// the caller has verified the stream, and be deleted if that fails.
+// verified. The directory is empty at first and nobody else writes there, so the
+// package knows every directory in it (tree.go) and resolves paths, symbolic
+// links among them, on its own. The kernel is only given single names relative
+// to the descriptor of a directory, and descriptors are opened such that no link
+// is followed (handles.go): nothing reaches a file outside. Entries, bytes, path
+// lengths and what is kept in memory are bounded (limits.go). What is unpacked
+// must stay invisible until the caller has verified the stream, and be deleted
+// if that fails.
 package unpack
 
 import (
+	"archive/tar"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
-	"path/filepath"
 
-	"github.com/containerd/containerd/v2/pkg/archive"
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
-)
-
-const (
-	// DefaultMaxEntries is the number of tar entries that a layer may have
-	// where Options names no other.
-	DefaultMaxEntries = 4_000_000
-	// DefaultMaxBytes is the number of bytes that a layer may unpack to where
-	// Options names no other: 512 GiB, above any layer seen in practice.
-	DefaultMaxBytes = 512 << 30
-	// DefaultMaxMetadata is the number of bytes that names and attributes may
-	// have where Options names no other: room for some two million files.
-	DefaultMaxMetadata = 256 << 20
 )
 
 // Options bound what one layer may use. The zero value is the safe default.
@@ -44,9 +36,16 @@ type Options struct {
 	// together, in bytes; 0 is DefaultMaxBytes.
 	MaxBytes int64
 	// MaxMetadata is the largest size of names, link targets and extended
-	// attributes of all entries together, in bytes, since many of them stay in
-	// memory until the last entry; 0 is DefaultMaxMetadata.
+	// attributes of all entries together, in bytes, with what is kept in memory
+	// for each directory; 0 is DefaultMaxMetadata.
 	MaxMetadata int64
+	// MaxRatio is how many bytes of files there may be for each byte of the tar
+	// stream, which only sparse files make more than one, once they are more
+	// than a GiB; 0 is DefaultMaxRatio.
+	MaxRatio int64
+	// Logger is told of extended attributes that have no meaning here and are
+	// left out; nil is silent.
+	Logger *slog.Logger
 }
 
 // Facts say what a layer is, once unpacked.
@@ -63,24 +62,14 @@ type Facts struct {
 	Implicit []string
 }
 
-// Tar unpacks tar streams. It has no state and serves any number of layers at a
-// time.
+// Tar unpacks tar streams. It serves any number of layers at a time.
 type Tar struct {
 	opts Options
 }
 
 // New returns a Tar with these limits.
 func New(opts Options) *Tar {
-	if opts.MaxEntries <= 0 {
-		opts.MaxEntries = DefaultMaxEntries
-	}
-	if opts.MaxBytes <= 0 {
-		opts.MaxBytes = DefaultMaxBytes
-	}
-	if opts.MaxMetadata <= 0 {
-		opts.MaxMetadata = DefaultMaxMetadata
-	}
-	return &Tar{opts: opts}
+	return &Tar{opts: opts.orDefaults()}
 }
 
 // Apply unpacks the tar stream r into dir, an empty directory, and then reads r
@@ -91,118 +80,63 @@ func New(opts Options) *Tar {
 // An error of r is returned wrapped and keeps its class; so does that of ctx. A
 // stream that is no tar, or that asks for something impossible or over a limit,
 // is errdefs.ErrInvalidArgument; a directory that is not empty, or on a file
-// system without extended attributes, errdefs.ErrFailedPrecondition. Errors of
-// the file system stay what they are, a full one included. After an error dir
-// holds an unusable part of the layer.
+// system that cannot hold what the layer has, errdefs.ErrFailedPrecondition.
+// Errors of the file system stay what they are, a full one included. After an
+// error dir holds an unusable part of the layer.
 func (t *Tar) Apply(ctx context.Context, dir string, r io.Reader) (Facts, error) {
-	if err := prepare(dir); err != nil {
-		return Facts{}, err
-	}
-	in, err := newInside(filepath.Clean(dir))
+	root, err := prepare(dir)
 	if err != nil {
 		return Facts{}, err
 	}
-	defer in.close()
+	defer root.Close()
 	src := &source{ctx: ctx, r: r, limit: t.opts.MaxBytes}
-	p := newPass(in, t.opts)
-	_, err = archive.Apply(ctx, dir, src,
-		archive.WithFilter(p.filter),
-		archive.WithConvertWhiteout(p.convert),
-	)
-	if err == nil {
-		_, err = io.CopyBuffer(io.Discard, onlyReader{src}, make([]byte, 64<<10))
-	}
-	if err == nil {
-		err = p.finish()
-	}
+	l := newLayer(int(root.Fd()), src, t.opts)
+	defer l.open.close()
+	facts, err := l.apply(src)
 	if err != nil {
 		return Facts{}, explain(ctx, src, err)
-	}
-	facts, err := measure(ctx, dir)
-	if err != nil {
-		return Facts{}, explain(ctx, src, err)
-	}
-	facts.Implicit, err = p.implicit()
-	if err != nil {
-		return Facts{}, err
 	}
 	return facts, nil
 }
 
-// prepare makes sure that dir is an empty directory with the mode of a root.
-func prepare(dir string) error {
+// prepare makes sure that dir is an empty directory with the mode of a root,
+// and opens it.
+func prepare(dir string) (*os.File, error) {
 	f, err := os.Open(dir)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer f.Close()
-	switch _, err := f.Readdirnames(1); {
+	switch _, err = f.Readdirnames(1); {
 	case err == nil:
-		return fmt.Errorf("unpack into %s: the directory is not empty: %w", dir, errdefs.ErrFailedPrecondition)
-	case !errors.Is(err, io.EOF):
-		return err
+		err = fmt.Errorf("unpack into %s: the directory is not empty: %w", dir, errdefs.ErrFailedPrecondition)
+	case errors.Is(err, io.EOF):
+		err = f.Chmod(0o755)
 	}
-	return f.Chmod(0o755)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
-// explain gives an error its class. The reader's own error and the context's go
-// first, since everything that follows from them is no news.
-func explain(ctx context.Context, src *source, err error) error {
-	if src.err != nil {
-		return fmt.Errorf("read layer: %w", src.err)
+// apply goes through all entries, and then through the rest of the stream.
+func (l *layer) apply(src *source) (Facts, error) {
+	r := tar.NewReader(src)
+	for {
+		hdr, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return Facts{}, err
+		}
+		if err := l.entry(hdr, r); err != nil {
+			return Facts{}, fmt.Errorf("entry %s: %w", short(hdr.Name), err)
+		}
 	}
-	if ctx.Err() != nil {
-		return fmt.Errorf("unpack layer: %w", context.Cause(ctx))
+	if _, err := io.CopyBuffer(io.Discard, onlyReader{src}, l.buf); err != nil {
+		return Facts{}, err
 	}
-	var errno unix.Errno
-	var link *os.LinkError
-	switch {
-	case errdefs.IsInvalidArgument(err), errdefs.IsFailedPrecondition(err):
-		return fmt.Errorf("unpack layer: %w", err)
-	case !errors.As(err, &errno):
-		// No system call failed, so it is the tar that is wrong.
-		return fmt.Errorf("unpack layer: %w: %w", errdefs.ErrInvalidArgument, err)
-	case impossible(errno), errno == unix.EPERM && errors.As(err, &link):
-		// EPERM is what the kernel says to a hard link to a directory.
-		return fmt.Errorf("unpack layer: an entry cannot be made: %w: %w", errdefs.ErrInvalidArgument, err)
-	default:
-		return fmt.Errorf("unpack layer: %w", err)
-	}
-}
-
-// impossible reports whether a system call failed for what the layer asked for,
-// rather than for the state of this machine.
-func impossible(errno unix.Errno) bool {
-	switch errno {
-	case unix.EEXIST, unix.EINVAL, unix.EISDIR, unix.ELOOP, unix.EMLINK,
-		unix.ENAMETOOLONG, unix.ENOENT, unix.ENOTDIR, unix.ERANGE, unix.E2BIG:
-		return true
-	default:
-		return false
-	}
-}
-
-// source counts and bounds the stream, remembers its error, and ends it when
-// the context ends.
-type source struct {
-	ctx   context.Context //nolint:containedctx // lives as long as one call of Apply
-	r     io.Reader
-	limit int64 // bytes still allowed
-	err   error // of r, other than io.EOF
-}
-
-func (s *source) Read(p []byte) (int, error) {
-	if err := s.ctx.Err(); err != nil {
-		return 0, err
-	}
-	n, err := s.r.Read(p)
-	if err != nil && err != io.EOF {
-		s.err = err
-	}
-	if s.limit -= int64(n); s.limit < 0 {
-		return n, fmt.Errorf("the tar stream is larger than MaxBytes: %w", errdefs.ErrInvalidArgument)
-	}
-	return n, err
+	return l.finish()
 }
 
 // onlyReader hides other methods, so that a copy uses the buffer it is given.

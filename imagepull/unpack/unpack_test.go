@@ -31,10 +31,7 @@ func requireRoot(t testing.TB) {
 	if os.Geteuid() == 0 {
 		return
 	}
-	if slices.Contains(strings.Split(os.Getenv("REQUIRE"), ","), "root") {
-		t.Fatal("REQUIRE names root, but the test does not run as root")
-	}
-	t.Skip("unpacking layers needs root: owners, devices and trusted attributes")
+	skip(t, "unpacking layers needs root: owners, devices and trusted attributes")
 }
 
 // mtime is when all entries were last modified.
@@ -67,10 +64,11 @@ func tarOf(t testing.TB, entries ...entry) []byte {
 		if e.ModTime.IsZero() {
 			e.ModTime = mtime()
 		}
-		if e.Typeflag != tar.TypeXGlobalHeader {
-			e.Format = tar.FormatPAX
-		} else {
+		switch {
+		case e.Typeflag == tar.TypeXGlobalHeader:
 			e.ModTime = time.Time{}
+		case e.Format == tar.FormatUnknown:
+			e.Format = tar.FormatPAX
 		}
 		if err := w.WriteHeader(&e.Header); err != nil {
 			t.Fatal(err)
@@ -327,10 +325,9 @@ func TestSize(t *testing.T) {
 	}
 }
 
-// Whatever a tar says, nothing outside the directory changes.
-func TestHostile(t *testing.T) {
-	t.Parallel()
-	for name, entries := range map[string][]entry{
+// hostile are layers that try to leave their directory.
+func hostile() map[string][]entry {
+	return map[string][]entry{
 		"dot dot":                 {file("../../escaped", "x")},
 		"absolute":                {file("/escaped", "x")},
 		"dir dot dot":             {dir("../escaped", 0o777)},
@@ -359,7 +356,13 @@ func TestHostile(t *testing.T) {
 		"opaque, then link above":    {file("a/.wh.outside", ""), file("a/outside/x", ""), link(tar.TypeSymlink, "a", "..")},
 		"whiteout of dir, then link": {file("a/outside/x", ""), file("a/.wh.outside", ""), link(tar.TypeSymlink, "a", "..")},
 		"implicit, then link above":  {file("a/outside/x", ""), link(tar.TypeSymlink, "a", "..")},
-	} {
+	}
+}
+
+// Whatever a tar says, nothing outside the directory changes.
+func TestHostile(t *testing.T) {
+	t.Parallel()
+	for name, entries := range hostile() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			requireRoot(t)
@@ -437,14 +440,18 @@ func TestLimits(t *testing.T) {
 		want   string
 	}{
 		"enough":        {unpack.Options{MaxEntries: 3, MaxBytes: int64(len(three))}, bytes.NewReader(three), ""},
-		"entries":       {unpack.Options{MaxEntries: 2}, bytes.NewReader(three), "MaxEntries"},
-		"file size":     {unpack.Options{MaxBytes: 1 << 20}, bytes.NewReader(tarOf(t, file("a", strings.Repeat("x", 1<<20+1)))), "MaxBytes"},
-		"trailing":      {unpack.Options{MaxBytes: 1 << 20}, io.MultiReader(bytes.NewReader(three), zeros{}), "MaxBytes"},
-		"sparse":        {unpack.Options{MaxBytes: 1 << 20}, bytes.NewReader(sparse(t, 1<<40)), "MaxBytes"},
-		"sum of sizes":  {unpack.Options{MaxBytes: 4096}, bytes.NewReader(tarOf(t, file("a", strings.Repeat("x", 3000)), file("b", strings.Repeat("x", 3000)))), "MaxBytes"},
-		"names":         {unpack.Options{MaxMetadata: 500}, bytes.NewReader(tarOf(t, dir(strings.Repeat("d/", 100), 0o755), dir(strings.Repeat("e/", 200), 0o755))), "MaxMetadata"},
-		"attributes":    {unpack.Options{MaxMetadata: 500}, bytes.NewReader(tarOf(t, entry{Header: tar.Header{Typeflag: tar.TypeDir, Name: "d", PAXRecords: map[string]string{"SCHILY.xattr.user.x": strings.Repeat("x", 500)}}})), "MaxMetadata"},
-		"huge declared": {unpack.Options{}, bytes.NewReader(sparse(t, 1<<62)), "MaxBytes"},
+		"entries":       {unpack.Options{MaxEntries: 2}, bytes.NewReader(three), "image.limits.max_entries"},
+		"file size":     {unpack.Options{MaxBytes: 1 << 20}, bytes.NewReader(tarOf(t, file("a", strings.Repeat("x", 1<<20+1)))), "image.limits.max_bytes"},
+		"trailing":      {unpack.Options{MaxBytes: 1 << 20}, io.MultiReader(bytes.NewReader(three), zeros{}), "image.limits.max_bytes"},
+		"sparse":        {unpack.Options{MaxBytes: 1 << 20}, bytes.NewReader(sparse(t, 1<<40)), "image.limits.max_bytes"},
+		"sum of sizes":  {unpack.Options{MaxBytes: 4096}, bytes.NewReader(tarOf(t, file("a", strings.Repeat("x", 3000)), file("b", strings.Repeat("x", 3000)))), "image.limits.max_bytes"},
+		"names":         {unpack.Options{MaxMetadata: 500}, bytes.NewReader(tarOf(t, dir(strings.Repeat("d/", 100), 0o755), dir(strings.Repeat("e/", 200), 0o755))), "image.limits.max_metadata"},
+		"attributes":    {unpack.Options{MaxMetadata: 500}, bytes.NewReader(tarOf(t, entry{Header: tar.Header{Typeflag: tar.TypeDir, Name: "d", PAXRecords: map[string]string{"SCHILY.xattr.user.x": strings.Repeat("x", 500)}}})), "image.limits.max_metadata"},
+		"directories":   {unpack.Options{MaxMetadata: 5000}, bytes.NewReader(tarOf(t, file(strings.Repeat("d/", 20)+"x", ""))), "image.limits.max_metadata"},
+		"whiteouts":     {unpack.Options{MaxMetadata: 1000}, bytes.NewReader(tarOf(t, whiteouts(20)...)), "image.limits.max_metadata"},
+		"ratio":         {unpack.Options{}, bytes.NewReader(sparse(t, 10<<30)), "image.limits.max_ratio"},
+		"below a GiB":   {unpack.Options{}, bytes.NewReader(sparse(t, 1<<30)), ""},
+		"huge declared": {unpack.Options{}, bytes.NewReader(sparse(t, 1<<62)), "image.limits.max_bytes"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -457,6 +464,14 @@ func TestLimits(t *testing.T) {
 			}
 		})
 	}
+}
+
+func whiteouts(n int) []entry {
+	var all []entry
+	for i := range n {
+		all = append(all, file(fmt.Sprintf(".wh.%d", i), ""))
+	}
+	return all
 }
 
 type zeros struct{}
@@ -573,56 +588,12 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-func FuzzApply(f *testing.F) {
-	requireRoot(f)
-	f.Add(tarOf(f, dir("a", 0o755), file("a/b", "x"), link(tar.TypeLink, "c", "a/b"), file("a/.wh.b", "")))
-	f.Add(tarOf(f, link(tar.TypeSymlink, "l", "../.."), file("l/x", "y"), file(".wh.l", ""), dir("l", 0o700)))
-	f.Fuzz(func(t *testing.T, stream []byte) {
-		root := t.TempDir()
-		facts, err := unpack.New(unpack.Options{MaxEntries: 100, MaxBytes: 1 << 20}).Apply(t.Context(), root, bytes.NewReader(stream))
-		if err != nil {
-			return
-		}
-		for _, name := range facts.Implicit {
-			if info, err := os.Lstat(filepath.Join(root, name)); err != nil || !info.IsDir() {
-				t.Errorf("implicit directory %q: %v", name, err)
-			}
-		}
-	})
-}
-
-func BenchmarkApply(b *testing.B) {
-	requireRoot(b)
-	entries := make([]entry, 0, 2100)
-	for d := range 100 {
-		entries = append(entries, dir(fmt.Sprintf("d%d", d), 0o755))
-		for f := range 20 {
-			entries = append(entries, file(fmt.Sprintf("d%d/f%d", d, f), strings.Repeat("x", 16<<10)))
-		}
+// mustStream unpacks a stream.
+func mustStream(t *testing.T, root string, stream []byte) unpack.Facts {
+	t.Helper()
+	facts, err := unpack.New(unpack.Options{}).Apply(t.Context(), root, bytes.NewReader(stream))
+	if err != nil {
+		t.Fatal(err)
 	}
-	stream := tarOf(b, entries...)
-	base := b.TempDir()
-	if err := unix.Mount("tmpfs", base, "tmpfs", 0, ""); err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() {
-		if err := unix.Unmount(base, unix.MNT_DETACH); err != nil {
-			b.Error(err)
-		}
-	})
-	b.SetBytes(int64(len(stream)))
-	for b.Loop() {
-		root := filepath.Join(base, "root")
-		if err := os.Mkdir(root, 0o755); err != nil {
-			b.Fatal(err)
-		}
-		if _, err := unpack.New(unpack.Options{}).Apply(b.Context(), root, bytes.NewReader(stream)); err != nil {
-			b.Fatal(err)
-		}
-		b.StopTimer()
-		if err := os.RemoveAll(root); err != nil {
-			b.Fatal(err)
-		}
-		b.StartTimer()
-	}
+	return facts
 }

@@ -1,0 +1,92 @@
+// SPDX-FileCopyrightText: The coffer authors
+// SPDX-License-Identifier: Apache-2.0
+
+package unpack
+
+import (
+	"io"
+
+	"golang.org/x/sys/unix"
+)
+
+// remove removes what a later entry replaces: a file, or a directory with all
+// that is in it. Paths that led through it lead elsewhere from now on.
+func (l *layer) remove(d *dir, name string) error {
+	l.last = nil
+	if child, found := d.dirs[name]; found {
+		return l.removeDir(child)
+	}
+	return l.removeFile(d, name)
+}
+
+// removeFile removes a file that is no directory.
+func (l *layer) removeFile(d *dir, name string) error {
+	fd, err := l.open.descriptor(d)
+	if err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return failed("fstatat", err)
+	}
+	if err := unix.Unlinkat(fd, name, 0); err != nil {
+		return failed("unlinkat", err)
+	}
+	if st.Nlink == 1 {
+		l.count(&st, -1)
+	}
+	delete(d.hidden, name)
+	return nil
+}
+
+// removeDir removes a directory, those in it first.
+func (l *layer) removeDir(d *dir) error {
+	for _, child := range d.dirs {
+		if err := l.removeDir(child); err != nil {
+			return err
+		}
+	}
+	if err := l.removeFiles(d); err != nil {
+		return err
+	}
+	l.open.forget(d)
+	fd, err := l.open.descriptor(d.parent)
+	if err != nil {
+		return err
+	}
+	if err := unix.Unlinkat(fd, d.name, unix.AT_REMOVEDIR); err != nil {
+		return failed("unlinkat", err)
+	}
+	delete(d.parent.dirs, d.name)
+	return nil
+}
+
+// removeFiles removes the files in a directory that has no others.
+func (l *layer) removeFiles(d *dir) error {
+	fd, err := l.open.descriptor(d)
+	if err != nil {
+		return err
+	}
+	for {
+		if err := l.src.ctx.Err(); err != nil {
+			return err
+		}
+		// From the start, as removing files may move those that are left.
+		if _, err := unix.Seek(fd, 0, io.SeekStart); err != nil {
+			return failed("lseek", err)
+		}
+		n, err := unix.ReadDirent(fd, l.buf)
+		if err != nil {
+			return failed("getdents64", err)
+		}
+		_, _, names := unix.ParseDirent(l.buf[:n], -1, nil)
+		if len(names) == 0 {
+			return nil
+		}
+		for _, name := range names {
+			if err := l.removeFile(d, name); err != nil {
+				return err
+			}
+		}
+	}
+}
