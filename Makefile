@@ -57,9 +57,10 @@ generate: ## regenerate what is generated (needs protoc)
 	go generate ./...
 
 .PHONY: bench
-bench: ## the benchmarks of the data path
-	go test -run '^$$' -bench . -benchmem ./imagepull/... ./cdh/... ./kbs/...
+bench: build ## a pull beside its floor and its peers (BENCH='-quick', '-only pull', '-update': see docs/performance.md)
+	go build -trimpath -o bin/bench ./integration/bench
+	exec bin/bench $(BENCH)
 
 .PHONY: clean
 clean: ## remove what was built
-	rm -rf bin .demo
+	rm -rf bin .demo .bench

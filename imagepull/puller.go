@@ -60,7 +60,7 @@ type Options struct {
 	// images; 0 means DefaultMaxDownloads.
 	MaxDownloads int
 	// MaxUnpacks is how many layers are decompressed and applied at a time;
-	// 0 means one for each CPU, between 2 and 8.
+	// 0 means DefaultMaxUnpacks.
 	MaxUnpacks int
 	// Tries is how often a request is made that fails for a passing reason
 	// without 1 MiB of progress; 0 means DefaultTries.
@@ -115,6 +115,9 @@ type Puller struct {
 	bundles map[string]*mounted       // by path
 }
 
+// DefaultMaxUnpacks is one unpack for each CPU, between 2 and 8.
+func DefaultMaxUnpacks() int { return min(max(runtime.GOMAXPROCS(0), 2), 8) }
+
 // NewPuller makes a puller that stores layers in s. keys may be nil where only
 // plain images are pulled. It starts nothing.
 func NewPuller(r Registry, keys KeyUnwrapper, s *store.Store, opts Options) *Puller {
@@ -122,7 +125,7 @@ func NewPuller(r Registry, keys KeyUnwrapper, s *store.Store, opts Options) *Pul
 		opts.MaxDownloads = DefaultMaxDownloads
 	}
 	if opts.MaxUnpacks <= 0 {
-		opts.MaxUnpacks = min(max(runtime.GOMAXPROCS(0), 2), 8)
+		opts.MaxUnpacks = DefaultMaxUnpacks()
 	}
 	if opts.Tries <= 0 {
 		opts.Tries = DefaultTries

@@ -19,6 +19,7 @@ import (
 	"runtime/debug"
 
 	"github.com/coffer-cc/coffer/cmd/internal/daemon"
+	"github.com/coffer-cc/coffer/imagepull"
 )
 
 const usage = `usage: coffer-guest [-c FILE]       serve until SIGTERM; without -c, FILE is
@@ -29,9 +30,13 @@ const usage = `usage: coffer-guest [-c FILE]       serve until SIGTERM; without 
 
 // Settings of the garbage collector, unless the environment has its own: a
 // guest's memory is small and mostly for containers.
+//
+// The limit is soft. What is alive stays below it: 16 MiB and, for each layer
+// that is unpacked, the window of a zstd decoder, which usually is 8 MiB.
 const (
-	gcPercent   = 50
-	memoryLimit = 256 << 20 // soft, in bytes
+	gcPercent    = 50
+	memoryBase   = 16 << 20 // bytes
+	memoryUnpack = 9 << 20  // bytes for each layer at a time
 )
 
 func main() { daemon.Main("coffer-guest", run) }
@@ -71,7 +76,10 @@ func serve(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	boundMemory()
+	if conf.Image.MaxUnpacks == 0 {
+		conf.Image.MaxUnpacks = imagepull.DefaultMaxUnpacks()
+	}
+	boundMemory(conf.Image.MaxUnpacks)
 	g, err := newGuest(ctx, conf, log)
 	if err != nil {
 		return err
@@ -79,12 +87,12 @@ func serve(ctx context.Context, path string) error {
 	return errors.Join(g.serve(ctx), g.close())
 }
 
-func boundMemory() {
+func boundMemory(unpacks int) {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
 	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(memoryLimit)
+		debug.SetMemoryLimit(memoryBase + int64(unpacks)*memoryUnpack)
 	}
 }
 

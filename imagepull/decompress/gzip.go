@@ -7,11 +7,14 @@ import (
 	"bufio"
 	"io"
 
-	"github.com/klauspost/compress/gzip"
+	"github.com/coffer-cc/coffer/imagepull/inflate"
 )
 
-// openGzip reads all members of a gzip file up to the end of r. The buffered
-// reader is the decoder's own: it reads nothing ahead of it.
+// openGzip reads all members of a gzip file up to the end of r.
 func openGzip(r *bufio.Reader) (io.ReadCloser, error) {
-	return gzip.NewReader(r)
+	z, err := inflate.NewReader(r)
+	if err != nil {
+		return nil, err
+	}
+	return io.NopCloser(z), nil
 }
