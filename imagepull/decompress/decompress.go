@@ -11,16 +11,12 @@
 package decompress
 
 import (
-	"bufio"
-	"errors"
+	"bytes"
 	"fmt"
 	"io"
 
 	"github.com/containerd/errdefs"
 )
-
-// bufferSize is how many compressed bytes are read at a time.
-const bufferSize = 64 << 10
 
 // Known reports whether [NewReader] can read layers of this media type, which
 // must be a plain one: an encrypted layer has another type until it is
@@ -46,22 +42,23 @@ func NewReader(mediaType string, r io.Reader) (io.ReadCloser, error) {
 		return nil, fmt.Errorf("layer media type %.128q is not one that can be unpacked: %w", mediaType, errdefs.ErrNotImplemented)
 	}
 	src := &source{r: r}
-	buffered := bufio.NewReaderSize(src, bufferSize)
-	head, err := buffered.Peek(magicSize)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, err
+	head := make([]byte, magicSize)
+	n, _ := io.ReadFull(src, head) // an end before that is for the decoder to judge
+	if src.err != nil {
+		return nil, src.err
 	}
+	head = head[:n]
 	if got := detect(head); got != want {
 		return nil, fmt.Errorf("layer of media type %s should hold %s but holds %s: %w", mediaType, want, got, errdefs.ErrInvalidArgument)
 	}
-	decoder, err := open(want, buffered)
+	decoder, err := open(want, io.MultiReader(bytes.NewReader(head), src))
 	if err != nil {
 		return nil, explain(want, src, err)
 	}
 	return &reader{decoder: decoder, format: want, src: src}, nil
 }
 
-func open(f format, r *bufio.Reader) (io.ReadCloser, error) {
+func open(f format, r io.Reader) (io.ReadCloser, error) {
 	switch f {
 	case formatGzip:
 		return openGzip(r)

@@ -4,14 +4,13 @@
 package decompress
 
 import (
-	"bufio"
 	"io"
 
 	"github.com/coffer-cc/coffer/imagepull/inflate"
 )
 
 // openGzip reads all members of a gzip file up to the end of r.
-func openGzip(r *bufio.Reader) (io.ReadCloser, error) {
+func openGzip(r io.Reader) (io.ReadCloser, error) {
 	z, err := inflate.NewReader(r)
 	if err != nil {
 		return nil, err

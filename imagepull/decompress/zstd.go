@@ -4,7 +4,6 @@
 package decompress
 
 import (
-	"bufio"
 	"errors"
 	"io"
 
@@ -18,7 +17,7 @@ const maxWindow = 128 << 20
 
 // openZstd reads all frames of zstd data up to the end of r, in the calling
 // goroutine.
-func openZstd(r *bufio.Reader) (io.ReadCloser, error) {
+func openZstd(r io.Reader) (io.ReadCloser, error) {
 	decoder, err := zstd.NewReader(r,
 		zstd.WithDecoderConcurrency(1),
 		zstd.WithDecoderLowmem(true),

@@ -26,8 +26,8 @@ func (z *Reader) decompressFast() {
 	end := uint(z.end)
 	e := z.codes.literal[b%literals]
 	for pos <= last && end < outFull {
-		// Literals most often come in rows. Three of the root leave enough
-		// bits for the look-up of whatever is next.
+		// Literals most often come in rows. Three of the root leave 26 bits or
+		// more, enough for one more or for what a length takes.
 		if e&entryLiteral != 0 {
 			z.out[end] = byte(e >> entryValue)
 			end++
