@@ -106,7 +106,9 @@ func (c *Client) Close() error {
 }
 
 // GetResource returns the resource that uri names, attesting first if there is
-// no token. A refused token is replaced once. Failures of the network, 429 and
+// no token. A refused token is replaced once, and so is one that policy denies
+// and that is older than the call, since what the key owner has registered
+// meanwhile shows in a new appraisal. Failures of the network, 429 and
 // 5xx answers are retried within the deadline. Errors that came from the
 // service are *Error. The caller owns the result and should clear it.
 func (c *Client) GetResource(ctx context.Context, uri string) ([]byte, error) {
@@ -117,6 +119,7 @@ func (c *Client) GetResource(ctx context.Context, uri string) ([]byte, error) {
 	ctx, cancel := c.bounded(ctx)
 	defer cancel()
 	op := "get " + u.String()
+	began := time.Now()
 	var stale *session
 	for {
 		s, err := c.attested(ctx, stale)
@@ -124,7 +127,8 @@ func (c *Client) GetResource(ctx context.Context, uri string) ([]byte, error) {
 			return nil, err
 		}
 		plain, err := retry(ctx, func() ([]byte, error) { return c.get(ctx, op, u, s) })
-		if !errors.Is(err, errdefs.ErrUnauthenticated) {
+		outdated := errors.Is(err, errdefs.ErrPermissionDenied) && s.made.Before(began)
+		if !outdated && !errors.Is(err, errdefs.ErrUnauthenticated) {
 			return plain, err
 		}
 		if stale != nil {

@@ -29,6 +29,7 @@ const (
 // new key. A pass is repeated as a whole, since a nonce is good for one
 // Attestation.
 func (c *Client) handshake(ctx context.Context) (*session, error) {
+	began := time.Now()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("make the TEE's key: %w", err)
@@ -52,7 +53,7 @@ func (c *Client) handshake(ctx context.Context) (*session, error) {
 		return nil, err
 	}
 	now := time.Now()
-	return &session{token: token, key: key, cookies: jar, expires: now.Add(lifetime(token, now))}, nil
+	return &session{token: token, key: key, cookies: jar, made: began, expires: now.Add(lifetime(token, now))}, nil
 }
 
 func (c *Client) request(ctx context.Context, jar cookies) (rcar.Challenge, error) {

@@ -112,7 +112,7 @@ func TestService(t *testing.T) {
 	if err := admin.SetReferenceValues(t.Context(), map[string]any{"svn": []string{"1"}}); err != nil {
 		t.Error(err)
 	}
-	if n := s.Handshakes(); n != 1 {
+	if n := s.Handshakes(); n != 2 { // the denial was asked about once more, with a new token
 		t.Errorf("%d handshakes after refusals", n)
 	}
 
@@ -123,6 +123,29 @@ func TestService(t *testing.T) {
 	defer func() { _ = stranger.Close() }()
 	if err := stranger.DeleteResource(t.Context(), id); !errors.Is(err, errdefs.ErrUnauthenticated) {
 		t.Errorf("stranger: %v", err)
+	}
+}
+
+// TestDenialEndsWithItsCause does what the denial of a first pull says, and
+// asks again before the token of that pull expires.
+func TestDenialEndsWithItsCause(t *testing.T) {
+	t.Parallel()
+	s := kbstest.New(t, kbstest.Options{Sample: true, NoReferenceValues: true})
+	s.Put("default/key/1", []byte("key"))
+	c := newClient(t, s)
+	const uri = "kbs:///default/key/1"
+	if _, err := c.GetResource(t.Context(), uri); !errors.Is(err, errdefs.ErrPermissionDenied) {
+		t.Fatalf("without reference values: %v", err)
+	}
+	if n := s.Handshakes(); n != 1 {
+		t.Errorf("%d handshakes: a token made for the call is not outdated", n)
+	}
+	s.SetReferenceValues(map[string]any{"launch_digest": []string{"abcde"}, "svn": []string{"1"}, "major_version": 1, "minimum_minor_version": 4})
+	if got, err := c.GetResource(t.Context(), uri); err != nil || string(got) != "key" {
+		t.Errorf("after they were registered: %q, %v", got, err)
+	}
+	if n := s.Handshakes(); n != 2 {
+		t.Errorf("%d handshakes", n)
 	}
 }
 

@@ -25,6 +25,7 @@ type session struct {
 	token   string
 	key     *ecdsa.PrivateKey
 	cookies cookies
+	made    time.Time // when its handshake began
 	expires time.Time // a little before the token does, on the monotonic clock
 }
 

@@ -71,7 +71,7 @@ func TestLinksCost(t *testing.T) {
 		entries = append(entries, file(fmt.Sprintf("l/f%d", i), ""), file(fmt.Sprintf("f%d", i), ""))
 	}
 	_, err := unpack.New(unpack.Options{MaxMetadata: 100_000}).Apply(t.Context(), t.TempDir(), bytes.NewReader(tarOf(t, entries...)))
-	if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "MaxMetadata") {
+	if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "max_metadata") {
 		t.Errorf("error is %v", err)
 	}
 }

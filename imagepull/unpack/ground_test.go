@@ -4,12 +4,14 @@
 package unpack_test
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -43,11 +45,24 @@ func freshTmpfs(t testing.TB) (dir string, done func()) {
 		t.Fatal(err)
 	}
 	return dir, func() {
-		if err := unix.Unmount(dir, 0); err != nil {
+		if err := unmount(dir); err != nil {
 			t.Error(err)
 		}
 		_ = os.Remove(dir)
 	}
+}
+
+// unmount waits for a loop device, which lets go of its file some time after
+// its own file system is unmounted; nothing tells when.
+func unmount(dir string) error {
+	var err error
+	for range 200 {
+		if err = unix.Unmount(dir, 0); !errors.Is(err, unix.EBUSY) {
+			return err
+		}
+		<-time.After(25 * time.Millisecond)
+	}
+	return err
 }
 
 // freshExt4 is in a file in memory, so that the disk plays no part.

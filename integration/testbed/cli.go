@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -29,10 +30,23 @@ func (e *CommandError) Error() string {
 
 func (e *CommandError) Unwrap() error { return e.Err }
 
+// environment is this process's, less what points coffer, containerd's tools and
+// skopeo to services and keys outside of the testbed.
+func environment() []string {
+	return slices.DeleteFunc(os.Environ(), func(v string) bool {
+		for _, prefix := range []string{"COFFER_", "CONTAINERD_", "CONTAINER_RUNTIME_", "IMAGE_SERVICE_", "OCICRYPT_", "DOCKER_", "REGISTRY_", "OTEL_"} {
+			if strings.HasPrefix(v, prefix) {
+				return true
+			}
+		}
+		return false
+	})
+}
+
 // run runs a program inside the sandbox and returns its stdout.
 func (t *Testbed) run(ctx context.Context, program string, args ...string) (string, error) {
 	cmd := exec.Command(program, args...)
-	cmd.Env = append(os.Environ(), "PATH="+t.opts.Tools+":/usr/sbin:/usr/bin:/sbin:/bin", "TMPDIR="+t.path("tmp"))
+	cmd.Env = append(environment(), "PATH="+t.opts.Tools+":/usr/sbin:/usr/bin:/sbin:/bin", "TMPDIR="+t.path("tmp"))
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	cmd.WaitDelay = time.Second // a container may hold the pipes

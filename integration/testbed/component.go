@@ -83,7 +83,7 @@ func (c *Component) launch() (<-chan struct{}, error) {
 	defer log.Close()
 	cmd := exec.Command(c.path, c.args...)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Env = append(os.Environ(), c.env...)
+	cmd.Env = append(environment(), c.env...)
 	if c.notify != "" {
 		cmd.Env = append(cmd.Env, "NOTIFY_SOCKET="+c.notify)
 	}

@@ -53,7 +53,7 @@ go_install() {
   local tool=$1 version=$2
   shift 2
   have "$tool" "$version" && return
-  say "building $tool $version (once)"
+  say "building $tool $version (once; minutes on a small machine)"
   for p in "$@"; do
     (cd / && GOBIN=$bin GOFLAGS=-buildvcs=false CGO_ENABLED=0 go install -trimpath -ldflags '-s -w' "$p@$version") ||
       die "$tool $version did not build"
@@ -69,11 +69,11 @@ install_runc() {
   local dir src
   src=$(cd / && go mod download -json "github.com/opencontainers/runc@$runc" | sed -n 's/^\t"Dir": "\(.*\)",\?$/\1/p')
   [ -n "$src" ] || die "runc $runc could not be downloaded"
-  dir=$(mktemp -d)
+  dir=$work/runc
+  mkdir "$dir"
   cp -r "$src/." "$dir" && chmod -R u+w "$dir"
   (cd "$dir" && CGO_ENABLED=1 GOFLAGS=-buildvcs=false go build -trimpath -tags seccomp -ldflags "-s -w -X main.version=${runc#v}" -o "$bin/runc" .) ||
     die "runc $runc did not build"
-  rm -rf "$dir"
   stamp runc "$runc"
 }
 
@@ -93,5 +93,11 @@ install_tool() {
 command -v go >/dev/null || die "go is not on the PATH: install Go 1.26 or later"
 exec 9>"$bin/.lock"
 flock 9 # two runs on one checkout build each tool once
+# Everything that is only needed meanwhile, the compiler's files included, goes
+# with this folder, however the script ends.
+work=$(mktemp -d)
+export GOTMPDIR=$work TMPDIR=$work
+trap 'rm -rf "$work"' EXIT
+trap 'exit 130' INT TERM HUP
 install_packages
 for t in ${*:-$tools}; do install_tool "$t"; done
