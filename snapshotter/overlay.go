@@ -33,29 +33,38 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 	if ref := base.Labels[snapshots.LabelSnapshotRef]; ref != "" {
 		return nil, s.prepareLayer(ctx, key, parent, ref, base.Labels)
 	}
-	return s.create(ctx, snapshots.KindActive, key, parent, opts)
+	return s.healed(ctx, parent, func() ([]mount.Mount, error) {
+		return s.create(ctx, snapshots.KindActive, key, parent, opts)
+	})
 }
 
 // View makes a read-only snapshot of parent and returns its mounts.
 func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
-	mounts, err := s.create(ctx, snapshots.KindView, key, parent, opts)
+	mounts, err := s.healed(ctx, parent, func() ([]mount.Mount, error) {
+		return s.create(ctx, snapshots.KindView, key, parent, opts)
+	})
 	return mounts, s.outOfSpace(err)
 }
 
 // Mounts returns the mounts of an active snapshot or view.
 func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
 	var snap storage.Snapshot
+	var info snapshots.Info
 	err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
-		snap, err = storage.GetSnapshot(ctx, key)
+		if snap, err = storage.GetSnapshot(ctx, key); err == nil {
+			_, info, _, err = storage.GetInfo(ctx, key)
+		}
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("mounts of snapshot %s: %w", key, err)
 	}
-	if err := s.checkParents(snap); err != nil {
-		return nil, fmt.Errorf("mounts of snapshot %s: %w", key, err)
-	}
-	return s.mounts(snap), nil
+	return s.healed(ctx, info.Parent, func() ([]mount.Mount, error) {
+		if err := s.checkParents(snap); err != nil {
+			return nil, fmt.Errorf("mounts of snapshot %s: %w", key, err)
+		}
+		return s.mounts(snap), nil
+	})
 }
 
 // Commit makes the active snapshot key immutable under name.
@@ -175,7 +184,7 @@ func (s *Snapshotter) checkParents(snap storage.Snapshot) error {
 		if linkErr != nil || !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("parent: %w", err)
 		}
-		return fmt.Errorf("image layer %s is gone from the guest's layer store: remove the image and its containers from containerd (crictl rmi, ctr images rm) and pull it again: %w", target, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("image layer %s is %w", target, errGone)
 	}
 	return nil
 }
