@@ -20,6 +20,15 @@ help: ## show this help
 build: ## build the four programs, static, into bin/
 	go build -trimpath -ldflags '-s -w' -o bin/ $(addprefix ./cmd/,$(BINARIES))
 
+PREFIX ?= /usr/local
+
+.PHONY: install
+install: build ## install the four programs and their systemd units (PREFIX, DESTDIR)
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)/etc/systemd/system
+	install -m 755 $(addprefix bin/,$(BINARIES)) $(DESTDIR)$(PREFIX)/bin
+	for u in deploy/systemd/*.service; do \
+	    sed 's|/usr/local|$(PREFIX)|' "$$u" > $(DESTDIR)/etc/systemd/system/"$$(basename "$$u")"; done
+
 .PHONY: tools
 tools: ## install what demo and tests run beside coffer (Debian packages, containerd, runc, crictl, registry)
 	integration/tools/install.sh
@@ -46,7 +55,7 @@ fuzz: ## every fuzz target for FUZZTIME (10s)
 	integration/tools/fuzz.sh $(or $(FUZZTIME),10s)
 
 .PHONY: lint
-lint: ## golangci-lint, go vet for arm64, generated code and go.mod up to date, licence headers
+lint: ## golangci-lint, go vet for arm64, go.mod up to date, licence headers
 	$(LINT) run --allow-parallel-runners ./...
 	GOARCH=arm64 go vet ./cmd/...
 	integration/tools/headers.sh
@@ -62,5 +71,5 @@ bench: build ## a pull beside its floor and its peers (BENCH='-quick', '-only pu
 	exec bin/bench $(BENCH)
 
 .PHONY: clean
-clean: ## remove what was built
-	rm -rf bin .demo .bench
+clean: ## remove what was built and generated, but for .tools
+	rm -rf bin .demo .bench .cache

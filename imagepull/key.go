@@ -49,7 +49,7 @@ func lockOf(layer registry.Layer) (*lock, error) {
 	}
 	what := "it has no wrapped key"
 	if others != "" {
-		what = fmt.Sprintf("its key is wrapped for %.40q and others, not for a key broker", others)
+		what = fmt.Sprintf("its key is wrapped for %.40q, not for a key broker", others)
 	}
 	return nil, fmt.Errorf("%s: add a recipient with `coffer encrypt --to kbs:///…`: %w", what, errdefs.ErrInvalidArgument)
 }

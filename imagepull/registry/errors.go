@@ -63,9 +63,9 @@ func (a asked) refused(status int, retryAfter time.Duration, detail string) *Err
 	var e *Error
 	switch {
 	case status == http.StatusUnauthorized:
-		e = a.fail(errdefs.ErrUnauthenticated, "refused without valid credentials%s: set credentials for %s in [registry] credentials", detail, a.registry)
+		e = a.fail(errdefs.ErrUnauthenticated, "refused without valid credentials%s: set credentials for %s in [registry] credentials of coffer-guest's configuration", detail, a.registry)
 	case status == http.StatusForbidden:
-		e = a.fail(errdefs.ErrPermissionDenied, "refused for these credentials%s: set credentials that may pull it in [registry] credentials", detail)
+		e = a.fail(errdefs.ErrPermissionDenied, "refused for these credentials%s: set credentials that may pull it in [registry] credentials of coffer-guest's configuration", detail)
 	case status == http.StatusNotFound:
 		e = a.fail(errdefs.ErrNotFound, "not there%s: check the name, and that the push finished", detail)
 	case status == http.StatusTooManyRequests:
@@ -104,7 +104,7 @@ func (a asked) broken(ctx context.Context, err error) error {
 	case errors.As(err, &wrongHost):
 		return a.fail(errdefs.ErrUnavailable, "%v: name the registry as its certificate does", wrongHost)
 	case strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
-		return a.fail(errdefs.ErrUnavailable, "it speaks plain HTTP: add %s to [registry] insecure if that is intended", a.registry)
+		return a.fail(errdefs.ErrUnavailable, "it speaks plain HTTP: add %s to [registry] insecure of coffer-guest's configuration if that is intended", a.registry)
 	}
 	e := a.fail(errdefs.ErrUnavailable, "%v: check that the registry runs and can be reached", err)
 	e.Temporary = true
