@@ -52,8 +52,10 @@ func freshTmpfs(t testing.TB) (dir string, done func()) {
 	}
 }
 
-// unmount waits for a loop device, which lets go of its file some time after
-// its own file system is unmounted; nothing tells when.
+// unmount waits for whoever still holds the file system: a loop device lets go
+// of its file some time after its own file system is unmounted, and a process
+// that another test starts has this one's open files until it runs its program.
+// Nothing tells when.
 func unmount(dir string) error {
 	var err error
 	for range 200 {
@@ -85,7 +87,7 @@ func freshExt4(t testing.TB) (dir string, done func()) {
 		}
 	}
 	return dir, func() {
-		if err := unix.Unmount(dir, 0); err != nil {
+		if err := unmount(dir); err != nil {
 			t.Error(err)
 		}
 		end()
