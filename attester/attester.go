@@ -17,6 +17,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/coffer-cc/coffer/attester/eventlog"
 	"github.com/coffer-cc/coffer/attester/evidence"
 	"github.com/coffer-cc/coffer/attester/sample"
 	"github.com/coffer-cc/coffer/attester/tdx"
@@ -82,6 +83,7 @@ func Detect(name string, opts Options) (Attester, error) {
 type Agent struct {
 	attester Attester
 	turn     chan struct{} // holds a token while the attester works
+	log      *eventlog.Log // nil until OpenEventLog
 }
 
 // NewAgent returns an agent over a.
@@ -100,11 +102,20 @@ func (a *Agent) Evidence(ctx context.Context, reportData []byte) ([]byte, error)
 		return nil, fmt.Errorf("%w: report data has %d bytes; give between 1 and %d",
 			errdefs.ErrInvalidArgument, len(reportData), evidence.MaxReportData)
 	}
-	select {
-	case a.turn <- struct{}{}:
-	case <-ctx.Done():
-		return nil, fmt.Errorf("wait for the TEE: %w", ctx.Err())
+	if err := a.lock(ctx); err != nil {
+		return nil, err
 	}
-	defer func() { <-a.turn }()
+	defer a.unlock()
 	return a.attester.Evidence(ctx, reportData)
 }
+
+func (a *Agent) lock(ctx context.Context) error {
+	select {
+	case a.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the TEE: %w", ctx.Err())
+	}
+}
+
+func (a *Agent) unlock() { <-a.turn }

@@ -64,7 +64,8 @@ type SampleEvidence struct {
 
 // TDXEvidence is the evidence of an Intel TDX guest.
 type TDXEvidence struct {
-	// CCEventLog is the boot event log (CCEL), nil where the guest has none.
+	// CCEventLog is the event log of firmware (CCEL) and runtime (AAEL), nil where
+	// the guest has none.
 	CCEventLog []byte `json:"cc_eventlog"`
 	// Quote is the signed TD quote, as the quoting enclave returned it.
 	Quote []byte `json:"quote"`

@@ -19,17 +19,19 @@ import (
 	"github.com/containerd/ttrpc"
 
 	"github.com/coffer-cc/coffer/attester/api"
-	"github.com/coffer-cc/coffer/attester/evidence"
+	"github.com/coffer-cc/coffer/attester/eventlog"
 )
 
 // tokenKBS is the token of the Key Broker Service: JSON with the token and the
 // key pair it is bound to.
 const tokenKBS = "kbs"
 
-// EvidenceSource gives evidence over report data; *attester.Agent is one.
+// EvidenceSource gives evidence over report data and measures events, as
+// *attester.Agent does.
 type EvidenceSource interface {
 	TEE() string
 	Evidence(ctx context.Context, reportData []byte) ([]byte, error)
+	Measure(ctx context.Context, e eventlog.Event, pcr uint64) error
 }
 
 // TokenSource attests and returns the token of a type; *kbs.Client is one.
@@ -85,16 +87,27 @@ func (s *service) GetToken(ctx context.Context, req *api.GetTokenRequest) (*api.
 	return &api.GetTokenResponse{Token: token}, nil
 }
 
-// ExtendRuntimeMeasurement measures nothing and says so in its result: the TEE
-// has no registers, or they are not in use.
+// ExtendRuntimeMeasurement measures and logs an event. Its result says so where
+// the TEE has no registers or the event log is off.
 func (s *service) ExtendRuntimeMeasurement(ctx context.Context, req *api.ExtendRuntimeMeasurementRequest) (
 	*api.ExtendRuntimeMeasurementResponse, error,
 ) {
-	result := api.RuntimeMeasurementResult_NOT_SUPPORTED
-	if s.evidence.TEE() == string(evidence.TDX) {
-		result = api.RuntimeMeasurementResult_NOT_ENABLED
+	pcr := uint64(eventlog.DefaultPCR)
+	if req.RegisterIndex != nil {
+		pcr = req.GetRegisterIndex()
 	}
-	s.log.LogAttrs(ctx, slog.LevelInfo, "runtime measurement not extended",
+	event := eventlog.Event{Domain: req.GetDomain(), Operation: req.GetOperation(), Content: req.GetContent()}
+	result := api.RuntimeMeasurementResult_OK
+	err := s.evidence.Measure(ctx, event, pcr)
+	switch {
+	case errdefs.IsNotImplemented(err):
+		result = api.RuntimeMeasurementResult_NOT_SUPPORTED
+	case errdefs.IsFailedPrecondition(err):
+		result = api.RuntimeMeasurementResult_NOT_ENABLED
+	case err != nil:
+		return nil, s.refuse(ctx, "ExtendRuntimeMeasurement", err)
+	}
+	s.log.LogAttrs(ctx, slog.LevelInfo, "runtime measurement",
 		slog.String("tee", s.evidence.TEE()), slog.String("domain", req.GetDomain()),
 		slog.String("operation", req.GetOperation()), slog.String("result", result.String()))
 	return &api.ExtendRuntimeMeasurementResponse{Result: result}, nil

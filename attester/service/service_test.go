@@ -23,6 +23,7 @@ import (
 
 	"github.com/coffer-cc/coffer/attester"
 	"github.com/coffer-cc/coffer/attester/api"
+	"github.com/coffer-cc/coffer/attester/eventlog"
 	"github.com/coffer-cc/coffer/attester/evidence"
 	"github.com/coffer-cc/coffer/attester/sample"
 	"github.com/coffer-cc/coffer/attester/service"
@@ -35,14 +36,6 @@ type tokens struct{ err error }
 func (s tokens) AgentToken(_ context.Context, tokenType string) ([]byte, error) {
 	return []byte("token of type " + tokenType), s.err
 }
-
-// otherTEE is sample under another name.
-type otherTEE struct {
-	*attester.Agent
-	name string
-}
-
-func (o otherTEE) TEE() string { return o.name }
 
 func dial(t *testing.T, source service.EvidenceSource, tokens service.TokenSource, opts service.Options) api.AttestationAgentServiceService {
 	t.Helper()
@@ -122,26 +115,53 @@ func TestToken(t *testing.T) {
 	}
 }
 
+// measuring answers every event with err, and notes the last.
+type measuring struct {
+	*attester.Agent
+	err   error
+	event eventlog.Event
+	pcr   uint64
+}
+
+func (m *measuring) Measure(_ context.Context, e eventlog.Event, pcr uint64) error {
+	m.event, m.pcr = e, pcr
+	return m.err
+}
+
 func TestExtendRuntimeMeasurement(t *testing.T) {
 	t.Parallel()
-	for tee, want := range map[string]api.RuntimeMeasurementResult{
-		"sample": api.RuntimeMeasurementResult_NOT_SUPPORTED,
-		"tdx":    api.RuntimeMeasurementResult_NOT_ENABLED,
+	req := &api.ExtendRuntimeMeasurementRequest{Domain: "d", Operation: "PullImage", Content: "c"}
+	client := dial(t, sampleAgent(), tokens{}, service.Options{})
+	if resp, err := client.ExtendRuntimeMeasurement(t.Context(), req); err != nil || resp.GetResult() != api.RuntimeMeasurementResult_NOT_SUPPORTED {
+		t.Errorf("without registers: got %v, error %v", resp.GetResult(), err)
+	}
+	for want, refusal := range map[api.RuntimeMeasurementResult]error{
+		api.RuntimeMeasurementResult_OK:            nil,
+		api.RuntimeMeasurementResult_NOT_ENABLED:   errdefs.ErrFailedPrecondition,
+		api.RuntimeMeasurementResult_NOT_SUPPORTED: errdefs.ErrNotImplemented,
 	} {
-		t.Run(tee, func(t *testing.T) {
-			t.Parallel()
-			var log bytes.Buffer
-			client := dial(t, otherTEE{sampleAgent(), tee}, tokens{}, service.Options{Logger: slog.New(slog.NewTextHandler(&log, nil))})
-			resp, err := client.ExtendRuntimeMeasurement(t.Context(), &api.ExtendRuntimeMeasurementRequest{
-				Domain: "d", Operation: "PullImage", Content: "c", RegisterIndex: new(uint64),
-			})
-			if err != nil || resp.GetResult() != want {
-				t.Errorf("got %v, error %v", resp.GetResult(), err)
-			}
-			if !strings.Contains(log.String(), "operation=PullImage") {
-				t.Errorf("the log does not name the operation: %s", log.String())
-			}
-		})
+		var log bytes.Buffer
+		m := &measuring{Agent: sampleAgent(), err: refusal}
+		client := dial(t, m, tokens{}, service.Options{Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		resp, err := client.ExtendRuntimeMeasurement(t.Context(), req)
+		if err != nil || resp.GetResult() != want {
+			t.Errorf("got %v, error %v, want %v", resp.GetResult(), err, want)
+		}
+		if m.event != (eventlog.Event{Domain: "d", Operation: "PullImage", Content: "c"}) || m.pcr != 17 {
+			t.Errorf("measured %v into %d", m.event, m.pcr)
+		}
+		if !strings.Contains(log.String(), "operation=PullImage") {
+			t.Errorf("the log does not name the operation: %s", log.String())
+		}
+	}
+	m := &measuring{Agent: sampleAgent(), err: fmt.Errorf("register: %w", errdefs.ErrDataLoss)}
+	client = dial(t, m, tokens{}, service.Options{})
+	pcr := uint64(8)
+	req.RegisterIndex = &pcr
+	_, err := client.ExtendRuntimeMeasurement(t.Context(), req)
+	wantStatus(t, err, codes.DataLoss, "register")
+	if m.pcr != 8 {
+		t.Errorf("measured into %d", m.pcr)
 	}
 }
 

@@ -24,6 +24,7 @@ import (
 	"github.com/google/go-configfs-tsm/report"
 	"github.com/google/go-tdx-guest/client"
 
+	"github.com/coffer-cc/coffer/attester/eventlog"
 	"github.com/coffer-cc/coffer/attester/evidence"
 )
 
@@ -31,8 +32,11 @@ const (
 	tsmProvider     = "tdx_guest\n"
 	defaultEventLog = "/sys/firmware/acpi/tables/data/CCEL"
 
-	// maxEventLog bounds the boot event log in bytes; firmware reserves 64 KiB.
-	maxEventLog = 512 << 10
+	// maxFirmwareLog bounds the boot event log in bytes, with the padding up to
+	// what firmware reserves, which is between 64 KiB and 1 MiB. maxEventLog is
+	// for what goes into the evidence.
+	maxFirmwareLog = 4 << 20
+	maxEventLog    = 512 << 10
 )
 
 // Options say where the machine's TDX interfaces are; the zero value is this
@@ -46,20 +50,27 @@ type Options struct {
 	// EventLog is the file of the boot event log. Empty means the ACPI CCEL
 	// table. A file that is absent or not readable means no event log.
 	EventLog string
+	// Measurements are the guest's registers. Nil means the kernel's.
+	Measurements Measurements
 }
 
 // Attester gives TDX evidence. It serves one call at a time.
 type Attester struct {
-	quote    func(reportData [evidence.MaxReportData]byte) ([]byte, error)
-	eventLog string
+	quote        func(reportData [evidence.MaxReportData]byte) ([]byte, error)
+	eventLog     string
+	entries      func() ([]byte, error) // of the runtime log; nil without one
+	measurements Measurements
 }
 
 // Open finds the machine's TDX interface. The error is NotFound where there is
 // none, and says what was looked for.
 func Open(opts Options) (*Attester, error) {
-	a := &Attester{eventLog: opts.EventLog}
+	a := &Attester{eventLog: opts.EventLog, measurements: opts.Measurements}
 	if a.eventLog == "" {
 		a.eventLog = defaultEventLog
+	}
+	if a.measurements == nil {
+		a.measurements = sysfs{measurementsDir}
 	}
 	tsm, tsmErr := openTSM(opts.TSM)
 	if tsmErr == nil {
@@ -100,7 +111,7 @@ func (a *Attester) Evidence(_ context.Context, reportData []byte) ([]byte, error
 			"/sys/kernel/config and that the host runs the quote generation service",
 			errdefs.ErrUnavailable, err)
 	}
-	eventLog, err := readEventLog(a.eventLog)
+	eventLog, err := a.events()
 	if err != nil {
 		return nil, err
 	}
@@ -161,6 +172,25 @@ func quoteByDevice(open func() (client.Device, error), reportData [evidence.MaxR
 	return quote, nil
 }
 
+// events is the firmware's log and the runtime's in one.
+func (a *Attester) events() ([]byte, error) {
+	firmware, err := readEventLog(a.eventLog)
+	if err != nil {
+		return nil, err
+	}
+	var entries []byte
+	if a.entries != nil {
+		if entries, err = a.entries(); err != nil {
+			return nil, err
+		}
+	}
+	log, err := eventlog.Join(firmware, entries)
+	if err == nil && len(log) > maxEventLog {
+		return nil, fmt.Errorf("%w: the event log has %d bytes, more than the %d that evidence holds", errdefs.ErrOutOfRange, len(log), maxEventLog)
+	}
+	return log, err
+}
+
 // readEventLog returns nil where there is no readable event log: older firmware
 // has none, and the verifier decides whether it can do without.
 func readEventLog(path string) ([]byte, error) {
@@ -169,12 +199,12 @@ func readEventLog(path string) ([]byte, error) {
 		return nil, nil
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxEventLog+1))
+	b, err := io.ReadAll(io.LimitReader(f, maxFirmwareLog+1))
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("read boot event log: %w", err)
-	case len(b) > maxEventLog:
-		return nil, fmt.Errorf("%w: boot event log %s has more than %d bytes", errdefs.ErrOutOfRange, path, maxEventLog)
+	case len(b) > maxFirmwareLog:
+		return nil, fmt.Errorf("%w: boot event log %s has more than %d bytes", errdefs.ErrOutOfRange, path, maxFirmwareLog)
 	case len(b) == 0:
 		return nil, nil
 	}

@@ -77,11 +77,19 @@ func padded(b []byte) []byte {
 	return append(bytes.Clone(b), make([]byte, evidence.MaxReportData-len(b))...)
 }
 
+// firmwareLog is a header and no entry.
+func firmwareLog() []byte {
+	log := make([]byte, 8+20+4)
+	log[4] = 3
+	return log
+}
+
 func TestQuoteByTSM(t *testing.T) {
 	t.Parallel()
 	fake, reports := tsm("tdx_guest\n")
 	eventLog := filepath.Join(t.TempDir(), "CCEL")
-	if err := os.WriteFile(eventLog, []byte("events"), 0o600); err != nil {
+	events := firmwareLog()
+	if err := os.WriteFile(eventLog, append(bytes.Clone(events), make([]byte, 4096)...), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	a, err := tdx.Open(tdx.Options{TSM: fake, OpenDevice: noDevice, EventLog: eventLog})
@@ -100,7 +108,7 @@ func TestQuoteByTSM(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := evidence.TDXEvidence{CCEventLog: []byte("events"), Quote: append([]byte("quote:"), padded(reportData)...)}
+		want := evidence.TDXEvidence{CCEventLog: append(bytes.Clone(events), bytes.Repeat([]byte{0xff}, 8)...), Quote: append([]byte("quote:"), padded(reportData)...)}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("evidence (-want +got):\n%s", diff)
 		}
@@ -165,7 +173,7 @@ func TestEventLogTooLong(t *testing.T) {
 	t.Parallel()
 	fake, _ := tsm("tdx_guest\n")
 	eventLog := filepath.Join(t.TempDir(), "CCEL")
-	if err := os.WriteFile(eventLog, make([]byte, 1<<20), 0o600); err != nil {
+	if err := os.WriteFile(eventLog, make([]byte, 5<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	a, err := tdx.Open(tdx.Options{TSM: fake, EventLog: eventLog})

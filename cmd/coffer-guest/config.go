@@ -32,7 +32,9 @@ type Config struct {
 		AttestationAgent string `toml:"attestation_agent"`
 	} `toml:"sockets"`
 	Attester struct {
-		TEE string `toml:"tee"`
+		TEE      string `toml:"tee"`
+		Measure  string `toml:"measure"`
+		EventLog string `toml:"event_log"`
 	} `toml:"attester"`
 	KBS struct {
 		URL    string `toml:"url"`
@@ -60,6 +62,13 @@ type Config struct {
 	} `toml:"log"`
 }
 
+// The values of attester.measure.
+const (
+	measureAuto     = "auto"
+	measureRequired = "required"
+	measureOff      = "off"
+)
+
 // Default returns what an empty file means.
 func Default() Config {
 	var c Config
@@ -67,6 +76,8 @@ func Default() Config {
 	c.Sockets.CDH = "unix:///run/confidential-containers/cdh.sock"
 	c.Sockets.AttestationAgent = "unix:///run/confidential-containers/attestation-agent/attestation-agent.sock"
 	c.Attester.TEE = "auto"
+	c.Attester.Measure = measureAuto
+	c.Attester.EventLog = "/run/attestation-agent"
 	c.Image.WorkDir = "/var/lib/coffer/guest"
 	c.Image.Limits.MaxEntries = unpack.DefaultMaxEntries
 	c.Image.Limits.MaxBytes = unpack.DefaultMaxBytes
@@ -119,6 +130,12 @@ func (c Config) Validate() error {
 	}
 	if c.Attester.TEE == "" {
 		return errors.New(`attester.tee: empty; use "auto", "tdx" or "sample"`)
+	}
+	if m := c.Attester.Measure; m != measureAuto && m != measureRequired && m != measureOff {
+		return fmt.Errorf("attester.measure: %q; use %q, %q or %q", m, measureAuto, measureRequired, measureOff)
+	}
+	if !filepath.IsAbs(c.Attester.EventLog) {
+		return fmt.Errorf("attester.event_log: %q is not an absolute path", c.Attester.EventLog)
 	}
 	if !filepath.IsAbs(c.Image.WorkDir) {
 		return fmt.Errorf("image.work_dir: %q is not an absolute path", c.Image.WorkDir)

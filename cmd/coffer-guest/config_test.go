@@ -40,6 +40,8 @@ func TestValidate(t *testing.T) {
 		"sockets.layer_puller: ":      func(c *Config) { c.Sockets.LayerPuller = "" },
 		"sockets.attestation_agent: ": func(c *Config) { c.Sockets.AttestationAgent = socketPath(c.Sockets.CDH) },
 		"attester.tee: ":              func(c *Config) { c.Attester.TEE = "" },
+		"attester.measure: ":          func(c *Config) { c.Attester.Measure = "yes" },
+		"attester.event_log: ":        func(c *Config) { c.Attester.EventLog = "" },
 		"image.work_dir: ":            func(c *Config) { c.Image.WorkDir = "images" },
 		"image.max_downloads ":        func(c *Config) { c.Image.MaxUnpacks = -1 },
 		"registry.insecure: ":         func(c *Config) { c.Registry.Insecure = []string{"a:1", "http://b"} },

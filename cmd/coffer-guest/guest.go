@@ -86,16 +86,36 @@ func newGuest(ctx context.Context, conf Config, log *slog.Logger) (_ *guest, err
 
 // attester finds the TEE. A TEE that the configuration names must be there;
 // where it names none, a machine without any still pulls plain images.
-func (g *guest) attester(ctx context.Context, conf Config) (kbs.EvidenceSource, error) {
+func (g *guest) attester(ctx context.Context, conf Config) (aaservice.EvidenceSource, error) {
 	a, err := attester.Detect(conf.Attester.TEE, attester.Options{Logger: g.log})
 	if err == nil {
-		return attester.NewAgent(a), nil
+		agent := attester.NewAgent(a)
+		return agent, g.eventLog(ctx, conf, agent)
 	}
 	if conf.Attester.TEE != attester.Auto {
 		return nil, fmt.Errorf("attester.tee: %w", err)
 	}
+	if conf.Attester.Measure == measureRequired {
+		return nil, fmt.Errorf("attester.measure: %q, but there is no TEE: %w", measureRequired, err)
+	}
 	g.log.WarnContext(ctx, "this machine is no TEE: encrypted images will be refused", "err", err)
 	return unable{reason: precondition(fmt.Sprintf("this machine cannot attest: %v", err))}, nil
+}
+
+// eventLog begins the log of runtime events, where the TEE can have one.
+func (g *guest) eventLog(ctx context.Context, conf Config, agent *attester.Agent) error {
+	if conf.Attester.Measure == measureOff {
+		return nil
+	}
+	err := agent.OpenEventLog(conf.Attester.EventLog)
+	if errdefs.IsNotImplemented(err) && conf.Attester.Measure == measureAuto {
+		g.log.InfoContext(ctx, "pulls are not measured", "tee", agent.TEE(), "reason", err)
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("attester.measure: %w", err)
+	}
+	return nil
 }
 
 func (g *guest) keyService(conf Config, evidence kbs.EvidenceSource) (keyService, error) {

@@ -266,3 +266,20 @@ func TestNoTEE(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestRequiredMeasurement(t *testing.T) {
+	t.Parallel()
+	for tee, want := range map[string]string{"sample": "no runtime measurement registers", "auto": "no TEE"} {
+		dir := t.TempDir()
+		conf := Default()
+		conf.Sockets.LayerPuller = filepath.Join(dir, "guest.sock")
+		conf.Sockets.CDH = filepath.Join(dir, "cdh.sock")
+		conf.Sockets.AttestationAgent = filepath.Join(dir, "aa.sock")
+		conf.Image.WorkDir = filepath.Join(dir, "images")
+		conf.Attester.TEE, conf.Attester.Measure = tee, measureRequired
+		_, err := newGuest(t.Context(), conf, slog.New(slog.DiscardHandler))
+		if err == nil || !strings.Contains(err.Error(), "attester.measure: ") || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got error %v, want %q", tee, err, want)
+		}
+	}
+}

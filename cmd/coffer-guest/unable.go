@@ -5,11 +5,14 @@ package main
 
 import (
 	"context"
+	"fmt"
 
+	"github.com/containerd/errdefs"
+
+	"github.com/coffer-cc/coffer/attester/eventlog"
+	aaservice "github.com/coffer-cc/coffer/attester/service"
 	"github.com/coffer-cc/coffer/cdh"
 	"github.com/coffer-cc/coffer/kbs"
-
-	aaservice "github.com/coffer-cc/coffer/attester/service"
 )
 
 // unable stands in for what this machine or its configuration lacks. It
@@ -20,9 +23,10 @@ type unable struct {
 }
 
 var (
-	_ kbs.EvidenceSource    = unable{}
-	_ cdh.ResourceGetter    = unable{}
-	_ aaservice.TokenSource = unable{}
+	_ kbs.EvidenceSource       = unable{}
+	_ cdh.ResourceGetter       = unable{}
+	_ aaservice.EvidenceSource = unable{}
+	_ aaservice.TokenSource    = unable{}
 )
 
 // TEE returns "": there is none.
@@ -30,6 +34,11 @@ func (unable) TEE() string { return "" }
 
 // Evidence returns the reason.
 func (u unable) Evidence(context.Context, []byte) ([]byte, error) { return nil, u.reason }
+
+// Measure says that there are no registers.
+func (unable) Measure(context.Context, eventlog.Event, uint64) error {
+	return fmt.Errorf("no TEE, no registers: %w", errdefs.ErrNotImplemented)
+}
 
 // GetResource returns the reason.
 func (u unable) GetResource(context.Context, string) ([]byte, error) { return nil, u.reason }
