@@ -67,6 +67,7 @@ generate: ## regenerate what is generated (needs protoc)
 
 .PHONY: bench
 bench: build ## a pull beside its floor and its peers (BENCH='-quick', '-only pull', '-update': see docs/performance.md)
+	integration/tools/install.sh peers
 	go build -trimpath -o bin/bench ./integration/bench
 	exec bin/bench $(BENCH)
 

@@ -55,18 +55,21 @@ type decoder struct {
 	open func(io.Reader) (io.Reader, error)
 }
 
-func compareSpeed(b *testing.B, file []byte) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	decoders := []decoder{
+func decoders() []decoder {
+	return []decoder{
 		{"inflate", func(r io.Reader) (io.Reader, error) { return inflate.NewReader(r) }},
 		{"klauspost", func(r io.Reader) (io.Reader, error) { return kgzip.NewReader(r) }},
 		{"std", func(r io.Reader) (io.Reader, error) { return gzip.NewReader(r) }},
 	}
+}
+
+func compareSpeed(b *testing.B, file []byte) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	speeds := map[string][]float64{}
 	b.ReportAllocs()
 	for b.Loop() {
-		for _, d := range decoders {
+		for _, d := range decoders() {
 			start := threadTime(b)
 			r, err := d.open(bytes.NewReader(file))
 			if err != nil {

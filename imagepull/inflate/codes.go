@@ -61,6 +61,12 @@ type codes struct {
 	distanceMin uint64
 	fixed       bool // the tables are those of fixed blocks
 
+	// The tables of fixed blocks, once there was one. To build them anew takes
+	// far longer than the shortest blocks between them.
+	fixedLiteral  [literals]uint32
+	fixedDistance [distances]uint64
+	haveFixed     bool
+
 	length    [1 << maxLengthBits]uint32
 	lengthMin uint64
 	lens      [literalSymbols + distanceSymbols + 4]uint8
@@ -106,6 +112,17 @@ func (c *codes) setFixed() {
 	if c.fixed {
 		return
 	}
+	if !c.haveFixed {
+		c.buildFixed()
+	}
+	// No code is longer than the roots.
+	copy(c.literal[:], c.fixedLiteral[:])
+	copy(c.distance[:], c.fixedDistance[:])
+	c.literalMin, c.distanceMin = 7, 5
+	c.fixed = true
+}
+
+func (c *codes) buildFixed() {
 	lens := c.lens[:literalSymbols+2]
 	for i := range lens {
 		switch {
@@ -119,13 +136,13 @@ func (c *codes) setFixed() {
 			lens[i] = 8
 		}
 	}
-	c.literalMin, _ = build(c.literal[:], literalRoot, lens, c.literalEntries[:])
+	build(c.fixedLiteral[:], literalRoot, lens, c.literalEntries[:])
 	lens = lens[:distanceSymbols+2]
 	for i := range lens {
 		lens[i] = 5
 	}
-	c.distanceMin, _ = build(c.distance[:], distanceRoot, lens, c.distanceEntries[:])
-	c.fixed = true
+	build(c.fixedDistance[:], distanceRoot, lens, c.distanceEntries[:])
+	c.haveFixed = true
 }
 
 // setLengths builds the code length code from lens.

@@ -79,14 +79,22 @@ func (z *Reader) skipExtra() error {
 }
 
 func (z *Reader) skipString() error {
-	for range maxHeaderString {
-		b, err := z.headerBytes(1)
-		if err != nil {
-			return err
+	for left := uint(maxHeaderString); left > 0; {
+		z.fill(1)
+		have := z.in[z.pos:min(z.limit, z.pos+left)]
+		if len(have) == 0 {
+			return z.ended()
 		}
-		if b[0] == 0 {
+		n := uint(bytes.IndexByte(have, 0) + 1)
+		if n > 0 {
+			have = have[:n]
+		}
+		z.crc = crc32.Update(z.crc, crc32.IEEETable, have)
+		z.pos += uint(len(have))
+		if n > 0 {
 			return nil
 		}
+		left -= uint(len(have))
 	}
 	return z.corrupt("a name or comment in the header is too long")
 }

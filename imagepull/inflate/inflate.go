@@ -76,7 +76,7 @@ func (z *Reader) Reset(r io.Reader) error {
 	z.codes.init()
 	z.begin(r)
 	z.err, z.stored = nil, 0
-	z.given, z.end = 0, 0
+	z.summed, z.given, z.end = 0, 0, 0
 	z.err = z.readHeader()
 	return z.err
 }

@@ -3,25 +3,32 @@
 
 package inflate
 
-// decompress decodes symbols of a compressed block: many at once, and then one
-// with the care that the fast loop does not take.
+// maxSymbolBits is the most that a match can take: both codes and their extra
+// bits.
+const maxSymbolBits = 15 + 5 + 15 + 13
+
+// decompress decodes symbols of a compressed block: one with the care that the
+// fast loop does not take, and then many at once. That one comes first since it
+// is all that the shortest blocks have.
 func (z *Reader) decompress() error {
+	if err := z.symbol(); err != nil || z.state != inCompressed || z.end >= outFull {
+		return err
+	}
 	z.unload()
 	z.fill(fastInput + 8)
 	z.decompressFast()
-	if z.end >= outFull {
-		return nil
-	}
-	return z.symbol()
+	return nil
 }
 
 // symbol decodes the next literal, match or end of block. The checks are made
 // in the order of the standard library, so that no input gets another verdict
 // here than there.
 func (z *Reader) symbol() error {
-	z.load()
-	if z.count < z.codes.literalMin {
-		return z.ended()
+	if z.count < maxSymbolBits {
+		z.load()
+		if z.count < z.codes.literalMin {
+			return z.ended()
+		}
 	}
 	entry := z.codes.literal[z.bits&(1<<literalRoot-1)]
 	if entry&entryLink != 0 {

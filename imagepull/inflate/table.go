@@ -27,11 +27,9 @@ func build[E uint32 | uint64](table []E, root int, lens []uint8, entries []E) (s
 		code += counts[n] << (maxCodeBits - n)
 	}
 	switch {
-	case high == 0:
-		fill(table[:1<<root], entrySpecial)
-		return 0, true
-	case high == 1 && counts[1] == 1:
-		fill(table[:1<<root], entrySpecial)
+	case high == 0 || high == 1 && counts[1] == 1:
+		// What fillRoot does not set, and doubles.
+		table[0], table[1] = entrySpecial, entrySpecial
 	case code != 1<<maxCodeBits:
 		return 0, false
 	}
@@ -43,12 +41,6 @@ func build[E uint32 | uint64](table []E, root int, lens []uint8, entries []E) (s
 		b.fillSecond()
 	}
 	return uint64(low), true
-}
-
-func fill[E any](s []E, value E) {
-	for i := range s {
-		s[i] = value
-	}
 }
 
 type builder[E uint32 | uint64] struct {

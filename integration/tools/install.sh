@@ -7,6 +7,7 @@
 #
 #   integration/tools/install.sh            everything
 #   integration/tools/install.sh containerd one tool (names: see tools= below)
+#   integration/tools/install.sh peers      what the benchmark measures coffer against
 #
 # Binaries go to $COFFER_TOOLS (default: .tools/bin of this checkout, which git
 # ignores). A tool is built once per version: a stamp beside it says which.
@@ -20,6 +21,7 @@ tools="containerd runc crictl registry"
 # skopeo makes the images of other tools; mmdebstrap makes the demo's system image;
 # busybox-static is the content of small test images; e2fsprogs makes full disks.
 packages="skopeo mmdebstrap busybox-static e2fsprogs util-linux iproute2 gcc libc6-dev libseccomp-dev pkg-config ca-certificates"
+peers="umoci" # and skopeo
 
 here=$(cd "$(dirname "$0")/../.." && pwd)
 bin=${COFFER_TOOLS:-$here/.tools/bin}
@@ -85,8 +87,9 @@ install_tool() {
     ;;
   runc) install_runc ;;
   crictl) go_install crictl $crictl sigs.k8s.io/cri-tools/cmd/crictl ;;
+  peers) packages=$peers install_packages ;;
   registry) go_install registry $registry github.com/distribution/distribution/v3/cmd/registry ;;
-  *) die "unknown tool $1: one of $tools" ;;
+  *) die "unknown tool $1: one of $tools peers" ;;
   esac
 }
 
