@@ -76,15 +76,19 @@ func (l *layer) settle(dirfd int, name string, want attributes) (st unix.Stat_t,
 	return st, nil
 }
 
-// finishName gives a file all its attributes by its name, and returns what it
-// was before.
-func (l *layer) finishName(dirfd int, name string, hdr *tar.Header, want attributes) (unix.Stat_t, error) {
+// finishName gives a file all its attributes by its name, and counts the space
+// that they take.
+func (l *layer) finishName(dirfd int, name string, hdr *tar.Header, want attributes) error {
 	st, err := l.settle(dirfd, name, want)
 	if err != nil {
-		return st, err
+		return err
 	}
-	kind := st.Mode & unix.S_IFMT
-	changesMode, err := l.eachXattr(hdr, func(key, value string) error {
+	kind, had := st.Mode&unix.S_IFMT, st.Blocks
+	if hdr.Typeflag != tar.TypeLink {
+		had = 0
+		l.facts.Inodes++
+	}
+	set, err := l.eachXattr(hdr, func(key, value string) error {
 		err := unix.Lsetxattr(procPath(dirfd, name), key, []byte(value), 0)
 		if errors.Is(err, unix.EPERM) && kind != unix.S_IFREG && isUserXattr(key) {
 			return errNoXattr // Linux has these on files and directories only
@@ -92,17 +96,23 @@ func (l *layer) finishName(dirfd int, name string, hdr *tar.Header, want attribu
 		return err
 	})
 	if err != nil {
-		return st, err
+		return err
 	}
-	if changesMode { // so it is no symbolic link
+	if set.any {
+		if err := unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return failed("fstatat", err)
+		}
+	}
+	l.facts.Size += (st.Blocks - had) * blockSize
+	if set.mode { // so it is no symbolic link
 		if err := unix.Fchmodat(dirfd, name, want.mode, 0); err != nil {
-			return st, failed("fchmodat", err)
+			return failed("fchmodat", err)
 		}
 	}
 	if st.Atim == want.times[0] && st.Mtim == want.times[1] {
-		return st, nil // a hard link
+		return nil // a hard link
 	}
-	return st, failed("utimensat", unix.UtimesNanoAt(dirfd, name, want.times[:], unix.AT_SYMLINK_NOFOLLOW))
+	return failed("utimensat", unix.UtimesNanoAt(dirfd, name, want.times[:], unix.AT_SYMLINK_NOFOLLOW))
 }
 
 func chownError(err error, want attributes) error {

@@ -163,10 +163,10 @@ func TestUnable(t *testing.T) {
 	ramfs := func(t testing.TB) (string, func()) {
 		dir := t.TempDir()
 		if err := unix.Mount("ramfs", dir, "ramfs", 0, ""); err != nil {
-			skip(t, "there is no ramfs, which has no extended attributes")
+			skip(t, "root", "there is no ramfs, which has no extended attributes")
 		}
 		return dir, func() {
-			if err := unix.Unmount(dir, 0); err != nil {
+			if err := unmount(dir); err != nil {
 				t.Error(err)
 			}
 		}
@@ -239,7 +239,7 @@ func TestNoInodes(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() {
-		if err := unix.Unmount(dir, 0); err != nil {
+		if err := unmount(dir); err != nil {
 			t.Error(err)
 		}
 	}()

@@ -42,11 +42,11 @@ func newLayer(root int, src *source, opts Options) *layer {
 // entry makes what one entry of the tar stream asks for; content is what
 // follows it in the stream.
 func (l *layer) entry(hdr *tar.Header, content io.Reader) error {
-	if hdr.Typeflag == tar.TypeXGlobalHeader {
-		return nil
-	}
 	if err := l.budget.entry(hdr); err != nil {
 		return err
+	}
+	if hdr.Typeflag == tar.TypeXGlobalHeader {
+		return nil
 	}
 	above, name := path.Split(path.Clean(hdr.Name))
 	if name == "" || name == "." || name == ".." {
@@ -133,13 +133,13 @@ func (l *layer) directory(d *dir, name string, hdr *tar.Header) error {
 	if _, err := l.settle(fd, name, want); err != nil {
 		return err
 	}
-	changesMode, err := l.eachXattr(hdr, func(key, value string) error {
+	set, err := l.eachXattr(hdr, func(key, value string) error {
 		if fd, err = l.open.descriptor(child); err != nil {
 			return err
 		}
 		return unix.Fsetxattr(fd, key, []byte(value), 0)
 	})
-	if changesMode {
+	if set.mode {
 		return failed("fchmod", unix.Fchmod(fd, want.mode))
 	}
 	return err

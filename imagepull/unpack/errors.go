@@ -4,9 +4,11 @@
 package unpack
 
 import (
+	"archive/tar"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"github.com/containerd/errdefs"
@@ -29,10 +31,24 @@ func explain(ctx context.Context, src *source, err error) error {
 	case !errors.As(err, &errno):
 		// No system call failed, so it is the tar that is wrong.
 		return fmt.Errorf("unpack layer: %w: %w", err, errdefs.ErrInvalidArgument)
+	case errno == unix.EFBIG:
+		return fmt.Errorf("unpack layer: the file system of the image store has no files of that size: %w: %w", err, errdefs.ErrFailedPrecondition)
 	case impossible(errno):
 		return fmt.Errorf("unpack layer: %w: %w", err, errdefs.ErrInvalidArgument)
 	default:
 		return fmt.Errorf("unpack layer: %w", err)
+	}
+}
+
+// headerError says where the tar stream is none.
+func headerError(src *source, err error) error {
+	switch {
+	case errors.Is(err, tar.ErrFieldTooLong):
+		return invalid("the extended header before byte %d of the tar stream has more than 1 MiB, the most that is read, so no option raises this limit", src.read)
+	case errors.Is(err, tar.ErrHeader), errors.Is(err, io.ErrUnexpectedEOF):
+		return fmt.Errorf("at byte %d of the tar stream: %w", src.read, err)
+	default:
+		return err
 	}
 }
 

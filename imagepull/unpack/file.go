@@ -59,19 +59,24 @@ func (l *layer) finishFile(fd int, hdr *tar.Header, want attributes) error {
 		}
 	}
 	// After the owner, whose change takes a capability away.
-	changesMode, err := l.eachXattr(hdr, func(key, value string) error {
+	set, err := l.eachXattr(hdr, func(key, value string) error {
 		return unix.Fsetxattr(fd, key, []byte(value), 0)
 	})
 	if err != nil {
 		return err
 	}
-	if changesMode || want.modeOf(&st) {
+	if set.mode || want.modeOf(&st) {
 		if err := unix.Fchmod(fd, want.mode); err != nil {
 			return failed("fchmod", err)
 		}
 	}
 	if err := unix.UtimesNanoAt(fd, "", want.times[:], unix.AT_EMPTY_PATH); err != nil {
 		return failed("utimensat", err)
+	}
+	if set.any {
+		if err := unix.Fstat(fd, &st); err != nil {
+			return failed("fstat", err)
+		}
 	}
 	l.count(&st, 1)
 	return nil
@@ -96,7 +101,10 @@ func (l *layer) write(fd int, content io.Reader, size int64) error {
 func writeAll(fd int, b []byte) error {
 	for len(b) > 0 {
 		n, err := unix.Write(fd, b)
-		if err != nil && !errors.Is(err, unix.EINTR) {
+		switch {
+		case err == nil && n == 0: // no file system should
+			return failed("write", unix.EIO)
+		case err != nil && !errors.Is(err, unix.EINTR):
 			return failed("write", err)
 		}
 		b = b[max(n, 0):]
@@ -123,7 +131,14 @@ const holeSize = 4096
 
 // writeSparse copies the content of a file without writing blocks of zeros.
 func (l *layer) writeSparse(fd int, content io.Reader, size int64) error {
+	if err := unix.Ftruncate(fd, size); err != nil {
+		return failed("ftruncate", err)
+	}
 	for offset := int64(0); offset < size; {
+		// Holes come from no reader that would notice.
+		if err := l.src.ctx.Err(); err != nil {
+			return err
+		}
 		chunk := l.buf[:min(size-offset, bufferSize)]
 		if err := l.unfold(len(chunk)); err != nil {
 			return err
@@ -146,7 +161,7 @@ func (l *layer) writeSparse(fd int, content io.Reader, size int64) error {
 			offset, chunk = offset+int64(n), chunk[n:]
 		}
 	}
-	return failed("ftruncate", unix.Ftruncate(fd, size))
+	return nil
 }
 
 // dataLength is how much of b comes before a block of zeros.

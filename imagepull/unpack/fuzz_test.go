@@ -27,6 +27,11 @@ func FuzzApply(f *testing.F) {
 	for _, entries := range hostile() {
 		f.Add(tarOf(f, entries...))
 	}
+	for _, tc := range raw() {
+		if len(tc.stream) < 16<<10 {
+			f.Add(tc.stream)
+		}
+	}
 	f.Fuzz(func(t *testing.T, stream []byte) {
 		jail := t.TempDir()
 		root := filepath.Join(jail, "root")

@@ -16,11 +16,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// skip ends a test that this machine cannot run, unless it is required to.
-func skip(t testing.TB, reason string) {
+// skip ends a test for want of a capability, and fails if REQUIRE names it.
+func skip(t testing.TB, capability, reason string) {
 	t.Helper()
-	if slices.Contains(strings.Split(os.Getenv("REQUIRE"), ","), "root") {
-		t.Fatal("REQUIRE names root, but ", reason)
+	if slices.Contains(strings.Split(os.Getenv("REQUIRE"), ","), capability) {
+		t.Fatalf("REQUIRE names %s, but %s", capability, reason)
 	}
 	t.Skip(reason)
 }
@@ -45,17 +45,18 @@ func freshTmpfs(t testing.TB) (dir string, done func()) {
 		t.Fatal(err)
 	}
 	return dir, func() {
-		if err := unmount(dir); err != nil {
+		// A loop device lets go of a file in it some time after its own file
+		// system is unmounted, and nothing tells when: the memory is free then.
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
 			t.Error(err)
 		}
 		_ = os.Remove(dir)
 	}
 }
 
-// unmount waits for whoever still holds the file system: a loop device lets go
-// of its file some time after its own file system is unmounted, and a process
-// that another test starts has this one's open files until it runs its program.
-// Nothing tells when.
+// unmount waits for whoever still holds the file system: a process that another
+// test starts has this one's open files until it runs its program. Nothing
+// tells when.
 func unmount(dir string) error {
 	var err error
 	for range 200 {
@@ -71,7 +72,7 @@ func unmount(dir string) error {
 func freshExt4(t testing.TB) (dir string, done func()) {
 	t.Helper()
 	if _, err := exec.LookPath("mkfs.ext4"); err != nil {
-		skip(t, "there is no mkfs.ext4")
+		skip(t, "root", "there is no mkfs.ext4")
 	}
 	memory, end := freshTmpfs(t)
 	image, dir := filepath.Join(memory, "image"), filepath.Join(memory, "dir")
@@ -83,13 +84,27 @@ func freshExt4(t testing.TB) (dir string, done func()) {
 	} {
 		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
 			end()
-			skip(t, "there is no loop device for ext4: "+strings.Join(args, " ")+": "+string(out))
+			skip(t, "root", "there is no loop device for ext4: "+strings.Join(args, " ")+": "+string(out))
 		}
 	}
 	return dir, func() {
+		discard(dir)
 		if err := unmount(dir); err != nil {
 			t.Error(err)
 		}
 		end()
+	}
+}
+
+// discard has ext4 forget what it has not written yet, which unmounting would
+// write first. It does not matter where that cannot be done.
+func discard(dir string) {
+	const (
+		shutdown   = 0x8004587d // FS_IOC_SHUTDOWN
+		noLogFlush = 2
+	)
+	if f, err := os.Open(dir); err == nil {
+		_ = unix.IoctlSetPointerInt(int(f.Fd()), shutdown, noLogFlush)
+		_ = f.Close()
 	}
 }

@@ -52,12 +52,7 @@ func (l *layer) special(d *dir, name string, hdr *tar.Header, call string, make 
 	if err != nil {
 		return err
 	}
-	st, err := l.finishName(dirfd, name, hdr, want)
-	if err != nil {
-		return err
-	}
-	l.count(&st, 1)
-	return nil
+	return l.finishName(dirfd, name, hdr, want)
 }
 
 // hardLink gives a file of this layer one more name. As the attributes of an
@@ -87,13 +82,14 @@ func (l *layer) hardLink(d *dir, name string, hdr *tar.Header) error {
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return invalid("it is a hard link to %s, which is not in the layer at this point", short(hdr.Linkname))
+	case errors.Is(err, unix.EMLINK):
+		return unable("it is a hard link, and the file system allows one file no more of them: use xfs or tmpfs for the image store")
 	case errors.Is(err, unix.EPERM):
 		return unable("it is a hard link, and the file system refuses to make one: use ext4, xfs, btrfs or tmpfs for the image store")
 	case err != nil:
 		return fmt.Errorf("hard link to %s: %w", short(hdr.Linkname), err)
 	}
-	_, err = l.finishName(dirfd, name, hdr, want)
-	return err
+	return l.finishName(dirfd, name, hdr, want)
 }
 
 // linkTarget returns the file that a hard link names, as a name in a directory.

@@ -37,13 +37,26 @@ func machineTrees() []string {
 var errEnough = errors.New("enough")
 
 // machineTar is a tar of what this machine has, up to a number of files and of
-// bytes, without files above a size. A machine with less than a tenth of the files is no use, and skips.
-func machineTar(t testing.TB, maxFiles, maxBytes int, maxSize int64) []byte {
+// bytes, without files above a size.
+// A machine with less than a tenth of the files is no use, and skips.
+func machineTar(t testing.TB, maxFiles int, maxBytes, maxSize int64) []byte {
 	t.Helper()
-	b := &treeTar{links: make(map[uint64]string), maxFiles: maxFiles, maxBytes: maxBytes, maxSize: maxSize}
-	b.w = tar.NewWriter(&b.buf)
+	var buf bytes.Buffer
+	n := writeTrees(t, &buf, machineTrees(), treeTar{maxFiles: maxFiles, maxBytes: maxBytes, maxSize: maxSize})
+	if n < maxFiles/10 {
+		skip(t, "root", "this machine has no tree of tens of thousands of files")
+	}
+	t.Logf("a tar of %d files, %d bytes", n, buf.Len())
+	return buf.Bytes()
+}
+
+// writeTrees writes a tar of directories, up to the limits of b, and returns
+// how many files are in it.
+func writeTrees(t testing.TB, w io.Writer, trees []string, b treeTar) int {
+	t.Helper()
+	b.links, b.w = make(map[uint64]string), tar.NewWriter(w)
 	seen := []string{}
-	for _, tree := range machineTrees() {
+	for _, tree := range trees {
 		err := filepath.WalkDir(tree, func(path string, d fs.DirEntry, err error) error {
 			if err != nil || slices.Contains(seen, path) {
 				return fs.SkipDir
@@ -61,19 +74,14 @@ func machineTar(t testing.TB, maxFiles, maxBytes int, maxSize int64) []byte {
 	if err := b.w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if b.files < maxFiles/10 {
-		skip(t, "this machine has no tree of tens of thousands of files")
-	}
-	t.Logf("a tar of %d files, %d bytes", b.files, b.buf.Len())
-	return b.buf.Bytes()
+	return b.files
 }
 
 type treeTar struct {
-	buf                       bytes.Buffer
-	w                         *tar.Writer
-	links                     map[uint64]string
-	files, maxFiles, maxBytes int
-	maxSize                   int64
+	w                        *tar.Writer
+	links                    map[uint64]string
+	files, maxFiles          int
+	bytes, maxBytes, maxSize int64
 }
 
 func (b *treeTar) add(path string, d fs.DirEntry) error {
@@ -84,7 +92,7 @@ func (b *treeTar) add(path string, d fs.DirEntry) error {
 	if info.Mode().IsRegular() && info.Size() > b.maxSize {
 		return nil
 	}
-	if b.files >= b.maxFiles || b.buf.Len() >= b.maxBytes {
+	if b.files >= b.maxFiles || b.bytes >= b.maxBytes {
 		return errEnough
 	}
 	target := ""
@@ -122,7 +130,7 @@ func (b *treeTar) add(path string, d fs.DirEntry) error {
 	if value, err := getxattr(path, "security.capability"); err == nil && info.Mode().IsRegular() {
 		hdr.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": string(value)}
 	}
-	b.files++
+	b.files, b.bytes = b.files+1, b.bytes+int64(len(content))
 	if err := b.w.WriteHeader(hdr); err != nil {
 		return err
 	}

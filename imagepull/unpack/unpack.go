@@ -14,6 +14,9 @@
 // lengths and what is kept in memory are bounded (limits.go). What is unpacked
 // must stay invisible until the caller has verified the stream, and be deleted
 // if that fails.
+//
+// What a layer becomes is what containerd's applier makes of it, but for the
+// cases that testdata/differences.md lists with their reasons.
 package unpack
 
 import (
@@ -50,7 +53,8 @@ type Options struct {
 
 // Facts say what a layer is, once unpacked.
 type Facts struct {
-	// Size is the disk space that the layer takes, in bytes.
+	// Size is the disk space that the layer takes, in bytes: what the file
+	// system said at each file when it was complete.
 	Size int64
 	// Inodes is the number of files of any kind, the layer's root included and
 	// hard links to one file counted once.
@@ -127,7 +131,7 @@ func (l *layer) apply(src *source) (Facts, error) {
 			break
 		}
 		if err != nil {
-			return Facts{}, err
+			return Facts{}, headerError(src, err)
 		}
 		if err := l.entry(hdr, r); err != nil {
 			return Facts{}, fmt.Errorf("entry %s: %w", short(hdr.Name), err)

@@ -13,7 +13,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -31,7 +30,7 @@ func requireRoot(t testing.TB) {
 	if os.Geteuid() == 0 {
 		return
 	}
-	skip(t, "unpacking layers needs root: owners, devices and trusted attributes")
+	skip(t, "root", "unpacking layers needs root: owners, devices and trusted attributes")
 }
 
 // mtime is when all entries were last modified.
@@ -477,37 +476,6 @@ func whiteouts(n int) []entry {
 type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
-
-// sparse is a tar with a file that has a size and no content (PAX format 0.1,
-// which archive/tar reads and does not write).
-func sparse(t *testing.T, size int64) []byte {
-	t.Helper()
-	record := func(key, value string) string {
-		n := len(key) + len(value) + 3
-		for len(fmt.Sprint(n))+len(key)+len(value)+3 != n {
-			n = len(fmt.Sprint(n)) + len(key) + len(value) + 3
-		}
-		return fmt.Sprintf("%d %s=%s\n", n, key, value)
-	}
-	pax := record("GNU.sparse.size", fmt.Sprint(size)) + record("GNU.sparse.numblocks", "1") + record("GNU.sparse.map", fmt.Sprint(size)+",0")
-	ustar := func(name string, kind byte, body string) []byte {
-		b := make([]byte, 512, 1024)
-		copy(b, name)
-		copy(b[100:], "0000644\x000000000\x000000000\x00")
-		copy(b[124:], fmt.Sprintf("%011o\x00%011o\x00", len(body), 0))
-		b[156] = kind
-		copy(b[257:], "ustar\x0000")
-		copy(b[148:], "        ")
-		sum := 0
-		for _, c := range b {
-			sum += int(c)
-		}
-		copy(b[148:], fmt.Sprintf("%06o\x00 ", sum))
-		b = append(b, body...)
-		return append(b, make([]byte, (512-len(b)%512)%512)...)
-	}
-	return slices.Concat(ustar("pax", tar.TypeXHeader, pax), ustar("s", tar.TypeReg, ""), make([]byte, 1024))
-}
 
 func TestSourceErrors(t *testing.T) {
 	t.Parallel()

@@ -33,13 +33,18 @@ var errNoXattr = errors.New("no such attribute on Linux")
 // says so. Any other that cannot be set is an error: an image that needs its
 // capabilities or access lists must not run without them.
 //
-// It reports whether there is an access list among them, which changes the mode
-// as well; the mode of the entry is the one to hold.
-func (l *layer) eachXattr(hdr *tar.Header, set func(key, value string) error) (changesMode bool, err error) {
+// Access lists as text, and what else some tools write in records of their own,
+// are left out in the same way.
+func (l *layer) eachXattr(hdr *tar.Header, set func(key, value string) error) (was changed, err error) {
+	if len(hdr.PAXRecords) == 0 {
+		return was, nil
+	}
 	var keys []string
 	for record := range hdr.PAXRecords {
 		if key, found := strings.CutPrefix(record, xattrPrefix); found {
 			keys = append(keys, key)
+		} else if isForeignRecord(hdr, record) {
+			l.ignore(hdr, record)
 		}
 	}
 	slices.Sort(keys)
@@ -53,11 +58,28 @@ func (l *layer) eachXattr(hdr *tar.Header, set func(key, value string) error) (c
 		case errors.Is(err, errNoXattr):
 			l.ignore(hdr, key)
 		case err != nil:
-			return false, l.xattrError(key, value, err)
+			return was, l.xattrError(key, value, err)
+		default:
+			was.any, was.mode = true, was.mode || key == accessListXattr
 		}
-		changesMode = changesMode || key == accessListXattr
 	}
-	return changesMode, nil
+	return was, nil
+}
+
+// changed says what became of a file when it got its extended attributes.
+type changed struct {
+	any  bool // it has some, which may take space
+	mode bool // there is an access list, so the mode is to be set again
+}
+
+// isForeignRecord reports whether a PAX record says something about a file that
+// has no place in a layer.
+func isForeignRecord(hdr *tar.Header, record string) bool {
+	if key, found := strings.CutPrefix(record, "LIBARCHIVE.xattr."); found {
+		_, twice := hdr.PAXRecords[xattrPrefix+key]
+		return !twice
+	}
+	return strings.HasPrefix(record, "SCHILY.acl.") || record == "SCHILY.fflags" || strings.HasPrefix(record, "RHT.security.")
 }
 
 // isImageXattr reports whether an attribute is one that images have.
