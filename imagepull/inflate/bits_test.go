@@ -78,20 +78,25 @@ func fixedLens() (literal, distance []uint8) {
 // dynamic begins a dynamic block with these code lengths. They are sent by a
 // code of 4 bits for each of 0 to 15.
 func (w *bitWriter) dynamic(final uint64, literal, distance []uint8) (code, code) {
+	return w.dynamicBy(bytes.Repeat([]byte{4}, 16), final, literal, distance)
+}
+
+// dynamicBy is dynamic with another code for 0 to 15.
+func (w *bitWriter) dynamicBy(lengths []uint8, final uint64, literal, distance []uint8) (code, code) {
 	w.bits(final|2<<1, 3)
 	w.bits(uint64(len(literal)-257), 5)
 	w.bits(uint64(len(distance)-1), 5)
 	w.bits(19-4, 4)
 	for _, s := range []int{16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15} {
 		if s < 16 {
-			w.bits(4, 3)
+			w.bits(uint64(lengths[s]), 3)
 		} else {
 			w.bits(0, 3)
 		}
 	}
-	lengths := newCode(bytes.Repeat([]byte{4}, 16))
+	c := newCode(lengths)
 	for _, l := range slices.Concat(literal, distance) {
-		w.symbol(lengths, int(l))
+		w.symbol(c, int(l))
 	}
 	return newCode(literal), newCode(distance)
 }

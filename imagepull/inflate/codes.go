@@ -16,7 +16,7 @@ const (
 	maxCodeBits   = 15 // of the other codes
 
 	// Sizes with room for the largest second tables that complete codes of at
-	// most 15 bits can need (1332 and 402 entries in all), rounded up to a
+	// most 15 bits can need (1332 and 400 entries in all), rounded up to a
 	// power of two so that a mask keeps an index in bounds.
 	literalTable  = 2048
 	distanceTable = 512

@@ -8,8 +8,10 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	kgzip "github.com/klauspost/compress/gzip"
@@ -138,6 +140,58 @@ func FuzzDeflate(f *testing.F) {
 		w.stored(0, text(int(have)))
 		compareAll(t, member(append(w.finish(), deflate...)), seed)
 	})
+}
+
+// FuzzBlocks does it for blocks with complete codes of any shape, which bytes
+// out of a hat hardly ever are, with a few bits flipped.
+func FuzzBlocks(f *testing.F) {
+	f.Add(uint64(1), uint8(3), uint16(500), uint32(0), uint32(0))
+	f.Add(uint64(2), uint8(40), uint16(0), uint32(0), uint32(0))
+	f.Add(uint64(3), uint8(2), uint16(60_000), uint32(70), uint32(0))
+	f.Add(uint64(4), uint8(5), uint16(2000), uint32(3000), uint32(300_000))
+	f.Fuzz(func(t *testing.T, seed uint64, blocks uint8, symbols uint16, flip, flipToo uint32) {
+		var w bitWriter
+		r := rand.New(rand.NewPCG(seed, 8))
+		have := 0
+		for range blocks % 64 {
+			have = w.anyBlock(r, int(symbols), have)
+		}
+		w.stored(1, nil)
+		deflate := w.finish()
+		for _, bit := range []uint32{flip, flipToo} {
+			if bit > 0 && int(bit/8) < len(deflate) {
+				deflate[bit/8] ^= 1 << (bit % 8)
+			}
+		}
+		compareAll(t, member(deflate), seed)
+	})
+}
+
+// anyBlock writes a block of any type and returns how many bytes there are then.
+func (w *bitWriter) anyBlock(r *rand.Rand, symbols, have int) int {
+	switch r.IntN(8) {
+	case 0:
+		n := r.IntN(1 + symbols)
+		w.stored(0, text(n))
+		return have + n
+	case 1, 2:
+		ll, dl := fixedLens()
+		l, d := newCode(ll), newCode(dl)
+		w.bits(1<<1, 3)
+		have = w.random(r, l[:286], d, r.IntN(1+symbols), have, false)
+		w.symbol(l, 256)
+		return have
+	}
+	literal := randomLens(r, 257+r.IntN(30), 2+r.IntN(280))
+	distance := randomLens(r, 2+r.IntN(29), 2+r.IntN(28))
+	if literal[256] == 0 {
+		at := slices.IndexFunc(literal, func(n uint8) bool { return n > 0 })
+		literal[256], literal[at] = literal[at], 0
+	}
+	l, d := w.dynamic(0, literal, distance)
+	have = w.random(r, l, d, r.IntN(1+symbols), have, r.IntN(50) == 0)
+	w.symbol(l, 256)
+	return have
 }
 
 func compareAll(t *testing.T, file []byte, seed uint64) {

@@ -65,7 +65,7 @@ func compress(t testing.TB, level int, b []byte) []byte {
 
 func TestRoundTrip(t *testing.T) {
 	t.Parallel()
-	for _, size := range []int{0, 1, 100, 32768, 131056, 131072, 131073, 3_000_000} {
+	for _, size := range []int{0, 1, 100, 32768, 131056, 131072, 131073, 500_000} {
 		plain := text(size)
 		for level := gzip.HuffmanOnly; level <= gzip.BestCompression; level++ {
 			file := compress(t, level, plain)
@@ -150,6 +150,8 @@ func TestHeaders(t *testing.T) {
 		"long name":        {header(10, "", strings.Repeat("x", 511), ""), valid},
 		"reserved flags":   {header(0x60, "", "", ""), valid},
 		"wrong checksum":   {header(0x80|31, "extra", "name", "comment"), corrupt},
+		"all at most":      {header(31, strings.Repeat("x", 65535), strings.Repeat("x", 511), strings.Repeat("x", 511)), valid},
+		"empty fields":     {header(31, "", "", ""), valid},
 		"name too long":    {header(10, "", strings.Repeat("x", 512), ""), corrupt},
 		"comment too long": {header(16, "", "", strings.Repeat("x", 5000)), corrupt},
 		"magic":            {append([]byte{0x1f, 0x8c}, header(0, "", "", "")[2:]...), corrupt},
@@ -160,6 +162,12 @@ func TestHeaders(t *testing.T) {
 			file := slices.Concat(tc.header, rest)
 			if got := check(t, file, newPieces(file, 1, 600)); got != tc.want {
 				t.Errorf("%s, want %s", got, tc.want)
+			}
+			check(t, file, newPieces(file, 2, 1))
+			// As the second member it comes out of what was read ahead.
+			twice := slices.Concat(compress(t, 6, text(33_000)), file)
+			if got := check(t, twice, bytes.NewReader(twice)); got != tc.want {
+				t.Errorf("as second member: %s, want %s", got, tc.want)
 			}
 			for i := 0; i < len(tc.header); i += 1 + i/100*50 {
 				check(t, file[:i], bytes.NewReader(file[:i]))
@@ -284,6 +292,49 @@ func TestWriterError(t *testing.T) {
 	}
 }
 
+// lyingWriter returns what it was told to add to a count.
+type lyingWriter int
+
+func (w lyingWriter) Write(b []byte) (int, error) { return len(b) + int(w), nil }
+
+func TestLyingWriters(t *testing.T) {
+	t.Parallel()
+	file := compress(t, 6, text(1000))
+	for _, tc := range []struct {
+		add  int
+		want int64
+	}{{-1, 999}, {-1000, 0}, {1, 0}, {-1001, 0}} {
+		z, err := inflate.NewReader(bytes.NewReader(file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := z.WriteTo(lyingWriter(tc.add))
+		if n != tc.want || err == nil || (err == io.ErrShortWrite) != (tc.add >= -1000 && tc.add < 0) { //nolint:errorlint // documented
+			t.Errorf("%+d: %d bytes, error %v", tc.add, n, err)
+		}
+	}
+}
+
+func TestReadThenWriteTo(t *testing.T) {
+	t.Parallel()
+	plain := text(300_000)
+	z, err := inflate.NewReader(bytes.NewReader(compress(t, 6, plain)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	head := make([]byte, 131_000)
+	if _, err := io.ReadFull(z, head); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := z.Read(nil); n != 0 || err != nil {
+		t.Errorf("Read of nothing: %d, %v", n, err)
+	}
+	rest := bytes.NewBuffer(head)
+	if _, err := z.WriteTo(rest); err != nil || !bytes.Equal(rest.Bytes(), plain) {
+		t.Errorf("content differs, error %v", err)
+	}
+}
+
 func TestResetDoesNotAllocate(t *testing.T) { //nolint:paralleltest // AllocsPerRun counts what others allocate too
 	file, src := compress(t, 6, text(2_000_000)), new(bytes.Reader)
 	src.Reset(file)
@@ -301,6 +352,29 @@ func TestResetDoesNotAllocate(t *testing.T) { //nolint:paralleltest // AllocsPer
 		}
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+// Who ignores the error of Reset gets it again, whatever was read before.
+func TestReadAfterFailedReset(t *testing.T) {
+	t.Parallel()
+	file := compress(t, 6, text(300_000))
+	for _, bad := range []string{"", "no gzip", "\x1f\x8b\x08", string(file[:10]) + "\x07"} {
+		for _, before := range []int64{0, 1, 200_000, 400_000} {
+			var z inflate.Reader
+			if err := z.Reset(bytes.NewReader(file)); err != nil {
+				t.Fatal(err)
+			}
+			_, _ = io.CopyN(io.Discard, &z, before)
+			err := z.Reset(strings.NewReader(bad))
+			n, got := z.Read(make([]byte, 10))
+			if n != 0 || got == nil || err != nil && got != err { //nolint:errorlint // the very same
+				t.Errorf("%q after %d bytes: Reset %v, Read %d, %v", bad, before, err, n, got)
+			}
+			if n, _ := z.WriteTo(io.Discard); n != 0 {
+				t.Errorf("%q after %d bytes: WriteTo %d bytes", bad, before, n)
+			}
+		}
 	}
 }
 

@@ -250,6 +250,71 @@ func TestTruncation(t *testing.T) {
 	}
 }
 
+// TestFirstSymbol has blocks that begin with the match that takes the most bits,
+// at all places relative to the bits that were taken in advance.
+func TestFirstSymbol(t *testing.T) {
+	t.Parallel()
+	deep := counted(1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2)
+	literal, distance := make([]uint8, 286), make([]uint8, 30)
+	copy(literal, deep[:14])
+	literal[256], literal[284] = 15, 15
+	copy(distance, deep[:15])
+	distance[29] = 15
+	for ahead := range 128 {
+		var w bitWriter
+		w.stored(0, text(32768))
+		for range ahead {
+			w.bits(1<<1, 3)
+			w.bits(0x1ff, 9) // the last literal
+			w.bits(0, 7)
+		}
+		// Where the long lengths are tells how far the bits are used up.
+		r := rand.New(rand.NewPCG(uint64(ahead), 10))
+		r.Shuffle(256, func(i, j int) { literal[i], literal[j] = literal[j], literal[i] })
+		l, d := w.dynamicBy([]uint8{1, 4, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5}, 0, literal, distance)
+		w.symbol(l, 284)
+		w.bits(30, 5)
+		w.symbol(d, 29)
+		w.bits(8190, 13)
+		w.symbol(l, 256)
+		w.stored(1, nil)
+		file := member(w.finish())
+		if v := check(t, file, bytes.NewReader(file)); v != valid {
+			t.Errorf("after %d blocks: %s", ahead, v)
+		}
+	}
+}
+
+// TestWindow has long matches about as far back as can be, at all places
+// relative to the ends of the buffers, which they overrun several times.
+func TestWindow(t *testing.T) {
+	t.Parallel()
+	ll, dl := fixedLens()
+	l, d := newCode(ll), newCode(dl)
+	for shift := range 64 {
+		r := rand.New(rand.NewPCG(uint64(shift), 9))
+		var w bitWriter
+		w.stored(0, text(32768+shift*5))
+		w.bits(1|1<<1, 3)
+		for range 2000 {
+			if r.IntN(3) == 0 {
+				w.symbol(l, r.IntN(256))
+			}
+			length := 281 + r.IntN(5)
+			n := lengthExtra(length)
+			w.symbol(l, length)
+			w.bits(r.Uint64N(1<<n), n)
+			w.symbol(d, 29)
+			w.bits(8191-r.Uint64N(1+r.Uint64N(300)), 13)
+		}
+		w.symbol(l, 256)
+		file := member(w.finish())
+		if v := check(t, file, newPieces(file, uint64(shift), 40_000)); v != valid {
+			t.Errorf("shifted by %d: %s", shift*5, v)
+		}
+	}
+}
+
 func TestBitFlips(t *testing.T) {
 	t.Parallel()
 	for _, file := range [][]byte{small(t), compress(t, 6, text(1200)), compress(t, -2, text(300))} {

@@ -18,6 +18,10 @@ const (
 	// about a thousand; the bound leaves room for hundreds of recipients and
 	// for extra entries in the options.
 	maxAnnotation = 4 << 20
+
+	// maxPackets bounds the packets of one layer. Each is a request to whoever
+	// unwraps it, and the registry could send as many as its manifest can hold.
+	maxPackets = 1024
 )
 
 // A KeyPacket is one wrapped copy of a layer's private options, for one
@@ -51,6 +55,9 @@ func KeyPackets(annotations map[string]string) ([]KeyPacket, error) {
 		}
 		if len(value) > maxAnnotation {
 			return nil, fmt.Errorf("%w: annotation %.200q is longer than %d bytes", ErrMalformed, key, maxAnnotation)
+		}
+		if len(packets)+strings.Count(value, ",") >= maxPackets {
+			return nil, fmt.Errorf("%w: the layer has more than %d key packets", ErrMalformed, maxPackets)
 		}
 		for part := range strings.SplitSeq(value, ",") {
 			data, err := base64.StdEncoding.DecodeString(part)

@@ -36,9 +36,13 @@ func TestKeyPackets(t *testing.T) {
 				{Scheme: "provider.attestation-agent", Data: []byte("b")},
 			},
 		},
-		"no scheme":      {annotations: map[string]string{keysPrefix: "YQ=="}, err: layercrypt.ErrMalformed},
-		"not base64":     {annotations: map[string]string{keysPrefix + "jwe": "{}"}, err: layercrypt.ErrMalformed},
-		"empty member":   {annotations: map[string]string{keysPrefix + "jwe": "YQ==,"}, err: layercrypt.ErrMalformed},
+		"no scheme":    {annotations: map[string]string{keysPrefix: "YQ=="}, err: layercrypt.ErrMalformed},
+		"not base64":   {annotations: map[string]string{keysPrefix + "jwe": "{}"}, err: layercrypt.ErrMalformed},
+		"empty member": {annotations: map[string]string{keysPrefix + "jwe": "YQ==,"}, err: layercrypt.ErrMalformed},
+		"too many": {
+			annotations: map[string]string{keysPrefix + "jwe": strings.Repeat("YQ==,", 1023) + "YQ==", keysPrefix + "pgp": "YQ=="},
+			err:         layercrypt.ErrMalformed,
+		},
 		"too long value": {annotations: map[string]string{keysPrefix + "jwe": strings.Repeat("A", 5<<20)}, err: layercrypt.ErrMalformed},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -51,6 +55,16 @@ func TestKeyPackets(t *testing.T) {
 				t.Error(diff)
 			}
 		})
+	}
+}
+
+func TestMostKeyPackets(t *testing.T) {
+	t.Parallel()
+	packets, err := layercrypt.KeyPackets(map[string]string{
+		keysPrefix + "jwe": strings.Repeat("YQ==,", 1022) + "YQ==", keysPrefix + "pgp": "YQ==",
+	})
+	if err != nil || len(packets) != 1024 {
+		t.Errorf("%d packets, error %v", len(packets), err)
 	}
 }
 

@@ -95,6 +95,44 @@ func TestPassesAgree(t *testing.T) {
 	}
 }
 
+// TestEveryResidue has all lengths around the sizes that the passes work in, and
+// all places in a block where a read can end.
+func TestEveryResidue(t *testing.T) {
+	t.Parallel()
+	for _, around := range []int{4 << 10, 16 << 10, 32 << 10} {
+		for size := around - 65; size <= around+65; size++ {
+			newPassLayer(uint64(size), size).compare(t, 40_000, true)
+			newPassLayer(uint64(size), size).compare(t, 1+size%5000, size%2 == 0)
+		}
+	}
+	for first := range 130 {
+		for second := range 66 {
+			l := newPassLayer(uint64(first), first+second+70)
+			want, got := bytes.Clone(l.sealed), bytes.Clone(l.sealed)
+			oracle, p := l.pass(t, newPortable, true), l.pass(t, newPass, true)
+			oracle.open(want)
+			p.open(got[:first])
+			p.open(got[first : first+second])
+			p.open(got[first+second:])
+			if !bytes.Equal(got, want) || oracle.sums() != p.sums() {
+				t.Errorf("reads of %d, %d and 70 bytes: plaintext or sums differ", first, second)
+			}
+		}
+	}
+}
+
+// TestCounterWraps has nonces whose counter runs over into the higher bytes.
+func TestCounterWraps(t *testing.T) {
+	t.Parallel()
+	for i := range aes.BlockSize {
+		l := newPassLayer(uint64(i), 10_000)
+		for k := i; k < aes.BlockSize; k++ {
+			l.nonce[k] = 0xff
+		}
+		l.compare(t, 3000, true)
+	}
+}
+
 func FuzzPassesAgree(f *testing.F) {
 	f.Add(uint64(0), uint32(0), uint16(0), true)
 	f.Add(uint64(1), uint32(55), uint16(1), false)

@@ -79,6 +79,10 @@ func (d *Reader) Read(p []byte) (int, error) {
 		return 0, d.err
 	}
 	n, err := d.src.Read(p)
+	if n < 0 || n > len(p) {
+		d.err = errInvalidRead
+		return 0, d.err
+	}
 	d.pass.open(p[:n])
 	d.size += int64(n)
 	d.err = err
@@ -108,7 +112,7 @@ func (d *Reader) Verify(want Expect) error {
 	if !hmac.Equal(got.mac[:], d.wantMAC) {
 		failed = append(failed, "ciphertext MAC does not match")
 	}
-	if d.wantPlain != "" && d.wantPlain != want.DiffID && d.wantPlain != digestString(got.plain) {
+	if d.wantPlain != "" && d.wantPlain != want.DiffID && !hmac.Equal([]byte(d.wantPlain), []byte(digestString(got.plain))) {
 		failed = append(failed, "plaintext digest does not match the wrapped one")
 	}
 	if len(failed) > 0 {
@@ -118,6 +122,9 @@ func (d *Reader) Verify(want Expect) error {
 }
 
 func digestString(sum [sha256.Size]byte) string { return sha256Prefix + hex.EncodeToString(sum[:]) }
+
+// errInvalidRead is for a reader below that breaks the contract of io.Reader.
+var errInvalidRead = errors.New("reader returned an invalid count")
 
 // maxEmptyReads is how many reads in a row may bring nothing.
 const maxEmptyReads = 100
@@ -135,7 +142,7 @@ func (d *Reader) drain() error {
 			}
 		}
 	}
-	if errors.Is(d.err, io.EOF) {
+	if d.err == io.EOF { //nolint:errorlint // one that is wrapped is a failure, not the end
 		return nil
 	}
 	return d.err

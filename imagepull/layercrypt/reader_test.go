@@ -160,6 +160,52 @@ func TestSourceErrorIsNoVerdict(t *testing.T) {
 	})
 }
 
+// An error that wraps io.EOF is not the end: nothing may be said of a layer that
+// came in part.
+func TestWrappedEndIsNoVerdict(t *testing.T) {
+	t.Parallel()
+	onEachPass(t, func(t *testing.T, seal sealFunc) {
+		s, gone := seal(t, 50_000), fmt.Errorf("get blob: %w", io.EOF)
+		d := s.reader(t, io.MultiReader(bytes.NewReader(s.blob[:30_000]), iotest.ErrReader(gone)))
+		if err := d.Verify(s.expect()); err != gone { //nolint:errorlint // as it is
+			t.Errorf("Verify of a part: %v", err)
+		}
+		d = s.reader(t, io.MultiReader(bytes.NewReader(s.blob), iotest.ErrReader(gone)))
+		if err := d.Verify(s.expect()); err != gone { //nolint:errorlint // as it is
+			t.Errorf("Verify of all: %v", err)
+		}
+	})
+}
+
+// badReader breaks the contract of io.Reader.
+type badReader struct{ extra int }
+
+func (r badReader) Read(p []byte) (int, error) {
+	if r.extra < 0 {
+		return r.extra, nil
+	}
+	return len(p) + r.extra, nil
+}
+
+// Nothing outside of the caller's buffer is touched, capacity or not.
+func TestInvalidCounts(t *testing.T) {
+	t.Parallel()
+	onEachPass(t, func(t *testing.T, seal sealFunc) {
+		for _, extra := range []int{-1, 1, 1000} {
+			s := seal(t, 10)
+			d := s.reader(t, badReader{extra})
+			buf := make([]byte, 64)
+			n, err := d.Read(buf[:32])
+			if n != 0 || err == nil || !bytes.Equal(buf, make([]byte, 64)) {
+				t.Errorf("a read of %d too many: Read = %d, %v", extra, n, err)
+			}
+			if got := d.Verify(s.expect()); !errors.Is(got, err) || errors.Is(got, layercrypt.ErrIntegrity) {
+				t.Errorf("Verify: %v", got)
+			}
+		}
+	})
+}
+
 type stuckReader struct{}
 
 func (stuckReader) Read([]byte) (int, error) { return 0, nil }
