@@ -15,6 +15,9 @@ const (
 	aheadCount = 4
 )
 
+// ring is the buffers of a readAhead.
+type ring [aheadCount][aheadSize]byte
+
 // readAhead reads another reader in a goroutine of its own, a few buffers
 // ahead of whoever reads it. Close ends that goroutine and waits for it, so
 // the reader below must return.
@@ -28,15 +31,17 @@ type readAhead struct {
 	buf, rest []byte // owned by Read
 }
 
-func newReadAhead(r io.Reader) *readAhead {
+// newReadAhead uses a ring that nobody else may use before Close has returned
+// and nobody reads any more.
+func newReadAhead(r io.Reader, buffers *ring) *readAhead {
 	a := &readAhead{
 		full:  make(chan []byte, aheadCount),
 		free:  make(chan []byte, aheadCount),
 		stop:  make(chan struct{}),
 		ended: make(chan struct{}),
 	}
-	for range aheadCount {
-		a.free <- make([]byte, aheadSize)
+	for i := range buffers {
+		a.free <- buffers[i][:]
 	}
 	go a.fill(r)
 	return a

@@ -12,5 +12,9 @@
 // from a KeyUnwrapper and are cleared as soon as a layer's stream has them; a
 // plain image never asks for one.
 //
+// The image policy is asked for the name that the caller gave before a layer is
+// fetched or handed out, and the pull is measured before anything of it can be
+// seen. A blob that several layers or images want at a time is fetched once.
+//
 // The package links neither a container runtime nor ocicrypt.
 package imagepull

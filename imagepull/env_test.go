@@ -126,10 +126,18 @@ func newTmpfs(t testing.TB, size string) string {
 	return root
 }
 
+// shortStall is long enough for a registry that is not stalled, mostly.
+const shortStall = 200 * time.Millisecond
+
 func newEnvAt(t *testing.T, root string, keys *keyring, edit func(*imagepull.Options)) *env {
 	t.Helper()
+	return newEnvStall(t, root, shortStall, keys, edit)
+}
+
+func newEnvStall(t *testing.T, root string, stall time.Duration, keys *keyring, edit func(*imagepull.Options)) *env {
+	t.Helper()
 	e := &env{t: t, registry: imagetest.New(t), keys: keys, root: root}
-	client, err := registry.NewClient(registry.Options{Insecure: []string{e.registry.Host()}, StallTimeout: 200 * time.Millisecond})
+	client, err := registry.NewClient(registry.Options{Insecure: []string{e.registry.Host()}, StallTimeout: stall})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,45 +16,41 @@ import (
 	"github.com/coffer-cc/coffer/imagepull/registry"
 )
 
-// Stage is a step of a pull, in errors, events and logs alike.
-type Stage string
-
-// The stages in their order.
-const (
-	StageResolve    Stage = "resolve"
-	StageFetch      Stage = "fetch"
-	StageUnwrap     Stage = "unwrap"
-	StageDecrypt    Stage = "decrypt"
-	StageDecompress Stage = "decompress"
-	StageApply      Stage = "apply"
-	StageVerify     Stage = "verify"
-	StageCommit     Stage = "commit"
-)
-
 // LayerError says at which stage a pull ended and why. Err has an errdefs class.
 type LayerError struct {
 	Stage Stage
-	// Digest is the blob's; empty at StageResolve, which is about the image.
+	// Image is the name that the caller gave.
+	Image string
+	// Digest is the blob's; empty at the stages that are about the image.
 	Digest digest.Digest
 	Err    error
 }
 
 func (e *LayerError) Error() string {
-	if e.Digest == "" {
-		return string(e.Stage) + " image: " + e.Err.Error()
+	switch {
+	case e.Digest == "":
+		return string(e.Stage) + " image " + e.Image + ": " + e.Err.Error()
+	case e.Image == "":
+		return string(e.Stage) + " layer " + e.Digest.String() + ": " + e.Err.Error()
 	}
-	return string(e.Stage) + " layer " + e.Digest.String() + ": " + e.Err.Error()
+	return string(e.Stage) + " layer " + e.Digest.String() + " of " + e.Image + ": " + e.Err.Error()
 }
 
 func (e *LayerError) Unwrap() error { return e.Err }
 
 // failAt makes a LayerError, unless err is one already: then it is the cause.
-func failAt(stage Stage, d digest.Digest, err error) error {
-	var e *LayerError
-	if err == nil || errors.As(err, &e) {
+func failAt(stage Stage, image string, d digest.Digest, err error) error {
+	if err == nil || layerError(err) != nil {
 		return err
 	}
-	return &LayerError{Stage: stage, Digest: d, Err: classify(err)}
+	return &LayerError{Stage: stage, Image: image, Digest: d, Err: classify(err)}
+}
+
+// layerError finds the LayerError in err, nil if there is none.
+func layerError(err error) *LayerError {
+	var e *LayerError
+	errors.As(err, &e)
+	return e
 }
 
 // classified is an error with one class. On a wire it is its text and class;

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
@@ -113,7 +114,8 @@ func TestResolveFailures(t *testing.T) {
 func TestResume(t *testing.T) {
 	t.Parallel()
 	key := imagetest.NewKey(t, kid)
-	e := newEnv(t, newKeyring(key), nil)
+	// What stalls for want of a processor would be served twice.
+	e := newEnvStall(t, newTmpfs(t, "256m"), 3*time.Second, newKeyring(key), nil)
 	p := e.registry.Push(t, "a/b:v1", imagetest.Image{Layers: []imagetest.Layer{{Key: &key, Random: 9 << 20, Compression: imagetest.Zstd}}})
 	l := p.Layers[0]
 	for _, after := range []int64{1, 4 << 20, 3<<20 + 12345} {

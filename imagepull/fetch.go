@@ -23,20 +23,27 @@ type fetchReader struct {
 	ctx  context.Context //nolint:containedctx // of the one layer this reader lives for
 	open func(offset int64) (io.ReadCloser, error)
 	size int64
-	// read is told the bytes so far; done, once, that no more are needed.
-	read func(offset int64)
-	done func()
+	// begin is told, once, that the first connection is made; read the bytes so
+	// far; done, once, that no more are needed, and why if that is a failure.
+	begin func()
+	read  func(offset int64)
+	done  func(error)
 
 	retries *retries
 	body    io.ReadCloser
 	offset  int64
 	since   int64 // offset at the last failure
 	short   int64 // offset at which an answer ended regularly, but too early; -1 for none
+	begun   bool
 	err     error // sticky
 }
 
 // connect opens the first connection, so that it is there when the key is.
 func (f *fetchReader) connect() error {
+	if !f.begun {
+		f.begun = true
+		f.begin()
+	}
 	for f.body == nil && f.err == nil {
 		body, err := f.open(f.offset)
 		if err != nil {
@@ -55,6 +62,9 @@ func (f *fetchReader) Read(p []byte) (int, error) {
 		}
 		n, err := f.body.Read(p)
 		f.offset += int64(n)
+		if n > 0 && f.offset <= f.size {
+			f.read(f.offset)
+		}
 		switch {
 		case f.offset > f.size:
 			f.end(fmt.Errorf("the registry sends more than the %d bytes of the manifest: push the image again: %w", f.size, errdefs.ErrDataLoss))
@@ -71,7 +81,6 @@ func (f *fetchReader) Read(p []byte) (int, error) {
 			f.failed(err)
 		}
 		if n > 0 {
-			f.read(f.offset)
 			return n, nil
 		}
 	}
@@ -92,7 +101,7 @@ func (f *fetchReader) failed(err error) {
 func (f *fetchReader) end(err error) {
 	f.err = err
 	f.closeBody()
-	f.done()
+	f.done(f.failure())
 }
 
 // failure is what ended the fetch before its end, nil if nothing did.

@@ -39,84 +39,89 @@ func (p *Puller) endFlight(chainID digest.Digest, f *flight) {
 }
 
 // startLayer starts layer i of a pull. It returns once the layer has a place
-// among the downloads, so that lower layers get theirs first.
+// among the downloads, if it needs one, so that lower layers get theirs first.
 func (p *Puller) startLayer(ctx context.Context, pl *pull, i int, wg *sync.WaitGroup) {
-	layer, state := pl.image.Layers[i], pl.layers[i]
-	end := func(err error) {
+	j, state := p.job(pl, i), pl.layers[i]
+	end := func(cached bool, err error) {
 		if err != nil {
 			p.fail(pl, err)
-		} else {
-			p.progress(pl.image, layer, StageCommit, layer.Size)
 		}
+		j.tell(err, cached)
 		state.finish(err)
 	}
-	f, mine := p.claimFlight(layer.ChainID)
+	chainID := j.layer.ChainID
+	f, mine := p.claimFlight(chainID)
 	if !mine {
-		wg.Go(func() { end(p.follow(ctx, pl, i, f)) })
+		wg.Go(func() { end(p.follow(ctx, j, i, f)) })
 		return
 	}
-	if _, ok := p.store.Layer(layer.ChainID); ok {
-		p.endFlight(layer.ChainID, f)
-		end(nil)
+	if _, ok := p.store.Layer(chainID); ok {
+		p.endFlight(chainID, f)
+		end(true, nil)
 		return
 	}
-	if p.downloads.Acquire(ctx, 1) != nil {
-		p.endFlight(layer.ChainID, f)
-		end(context.Cause(ctx))
-		return
+	c := p.claimContent(j.layer)
+	if c.leads && !p.known(j.layer) {
+		if err := pl.downloads.acquire(ctx); err != nil {
+			p.dropContent(c)
+			p.endFlight(chainID, f)
+			end(false, err)
+			return
+		}
+		c.place = true
 	}
 	wg.Go(func() {
-		err := p.fly(ctx, pl, i)
-		p.endFlight(layer.ChainID, f)
-		end(err)
+		cached, err := p.fly(ctx, j, i, c)
+		p.endFlight(chainID, f)
+		end(cached, err)
 	})
 }
 
 // follow waits for a layer that another pull has on its way. If that fails,
 // the layer is this pull's own to try.
-func (p *Puller) follow(ctx context.Context, pl *pull, i int, f *flight) error {
-	chainID := pl.image.Layers[i].ChainID
+func (p *Puller) follow(ctx context.Context, j *job, i int, f *flight) (cached bool, err error) {
+	chainID := j.layer.ChainID
 	for mine := false; !mine; {
 		select {
 		case <-f.ended:
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return false, context.Cause(ctx)
 		}
 		f, mine = p.claimFlight(chainID)
 	}
 	defer p.endFlight(chainID, f)
 	if _, ok := p.store.Layer(chainID); ok {
-		return nil
+		return true, nil
 	}
-	if p.downloads.Acquire(ctx, 1) != nil {
-		return context.Cause(ctx)
-	}
-	return p.fly(ctx, pl, i)
+	return p.fly(ctx, j, i, p.claimContent(j.layer))
 }
 
-// fly takes one layer from the registry to the store. It has a download slot
-// and gives it back.
-func (p *Puller) fly(ctx context.Context, pl *pull, i int) error {
-	layer := pl.image.Layers[i]
-	s, err := p.stage(ctx, pl.image, layer, sync.OnceFunc(func() { p.downloads.Release(1) }))
+// fly takes one layer to the store, and reports whether its content was here
+// already.
+func (p *Puller) fly(ctx context.Context, j *job, i int, c claim) (cached bool, err error) {
+	s, c, cached, err := j.obtain(ctx, c)
 	if err == nil {
-		err = failAt(StageCommit, layer.Digest, p.commit(ctx, pl, i, s))
+		err = j.fail(StageCommit, j.commit(ctx, i, s, c))
 	}
 	if err != nil && ctx.Err() != nil {
-		return context.Cause(ctx) // what ended the pull, not what followed from it
+		return false, context.Cause(ctx) // what ended the pull, not what followed from it
 	}
-	return err
+	return cached, err
 }
 
-// commit makes a staged layer visible once its parent is, and ends the staging.
-func (p *Puller) commit(ctx context.Context, pl *pull, i int, s *staged) (err error) {
+// commit makes a staged layer visible once its parent is, and ends the staging
+// and the claim of its content.
+func (j *job) commit(ctx context.Context, i int, s *staged, c claim) (err error) {
+	p := j.p
 	defer func() {
+		p.retire(ctx, c)
 		if discardErr := s.Discard(); err == nil {
 			err = discardErr
 		}
+		p.dropContent(c)
 	}()
 	if i > 0 {
-		parent := pl.layers[i-1]
+		parent := j.pl.layers[i-1]
 		select {
 		case <-parent.done:
 		case <-ctx.Done():
@@ -126,10 +131,18 @@ func (p *Puller) commit(ctx context.Context, pl *pull, i int, s *staged) (err er
 			return parent.err
 		}
 	}
-	layer := pl.image.Layers[i]
+	// Committing changes what the others copy.
+	if err := p.retireInTime(ctx, c); err != nil {
+		return err
+	}
+	j.start(StageCommit)
+	layer := j.layer
 	_, err = s.Commit(ctx, store.LayerMeta{
 		ChainID: layer.ChainID, DiffID: layer.DiffID, Parent: layer.Parent, Blob: layer.Digest,
 		Size: s.facts.Size, Inodes: s.facts.Inodes, Encrypted: s.encrypted,
 	}, s.facts.Implicit)
+	if err == nil {
+		p.remember(layer, s)
+	}
 	return err
 }

@@ -16,9 +16,11 @@ import (
 	"github.com/moby/sys/mountinfo"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/coffer-cc/coffer/imagepull"
 	"github.com/coffer-cc/coffer/imagepull/imagetest"
+	"github.com/coffer-cc/coffer/imagepull/registry"
 )
 
 func TestPullImage(t *testing.T) {
@@ -137,5 +139,181 @@ func TestPullImageFailures(t *testing.T) {
 	plain := newEnv(t, nil, func(o *imagepull.Options) { o.Scratch = "" })
 	if _, err := plain.puller.PullImage(t.Context(), "a/b", bundle); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("no scratch: %v", err)
+	}
+}
+
+// restarted is a puller on the same store as that of a new process.
+func (e *env) restarted(t *testing.T) *imagepull.Puller {
+	t.Helper()
+	client, err := registry.NewClient(registry.Options{Insecure: []string{e.registry.Host()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := imagepull.NewPuller(client, nil, e.store, imagepull.Options{Scratch: filepath.Join(e.root, "scratch")})
+	t.Cleanup(func() {
+		p.Close()
+		client.Close()
+	})
+	if err := p.Sweep(); err != nil {
+		t.Error(err)
+	}
+	return p
+}
+
+// bundles fails unless just these bundles are mounted, held and have a writable
+// layer.
+func (e *env) bundles(want ...string) {
+	e.t.Helper()
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(e.root))
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	var mounted []string
+	for _, m := range mounts {
+		if m.Mountpoint != e.root {
+			mounted = append(mounted, filepath.Dir(m.Mountpoint))
+		}
+	}
+	slices.Sort(mounted)
+	scratch, err := os.ReadDir(filepath.Join(e.root, "scratch"))
+	if holders := e.store.Holders(); !slices.Equal(mounted, want) || !slices.Equal(holders, want) || len(scratch) != len(want) || err != nil {
+		e.t.Errorf("want %v: mounted %v, held by %v, %d writable layers, %v", want, mounted, holders, len(scratch), err)
+	}
+}
+
+// A bundle is told by what is there, not by what this process has done.
+func TestBundleOfAnEarlierProcess(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t, nil, nil)
+	p := e.registry.Push(t, "a/b:v1", imagetest.Image{Layers: []imagetest.Layer{{}, {}}})
+	other := e.registry.Push(t, "a/other:v1", imagetest.Image{Layers: []imagetest.Layer{{}}})
+	bundle, second := filepath.Join(e.root, "bundle"), filepath.Join(e.root, "second")
+	pull := func(puller *imagepull.Puller, image imagetest.Pushed, bundle string) {
+		t.Helper()
+		if got, err := puller.PullImage(t.Context(), image.Reference, bundle); err != nil || got != image.Manifest.Digest {
+			t.Errorf("got %s, %v", got, err)
+		}
+	}
+	pull(e.puller, p, bundle)
+	written := filepath.Join(bundle, "rootfs", "written")
+	if err := os.WriteFile(written, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	again := e.restarted(t)
+	pull(again, p, bundle)
+	if _, err := os.Stat(written); err != nil {
+		t.Error("a confirmed bundle was made anew")
+	}
+	if _, err := again.PullImage(t.Context(), other.Reference, bundle); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("another image: %v", err)
+	}
+	e.bundles(bundle)
+
+	held, err := os.Open(written)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := again.RemoveImage(t.Context(), bundle); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("removed while in use: %v", err)
+	}
+	e.bundles(bundle)
+	pull(again, p, bundle)
+	_ = held.Close()
+
+	// Killed before config.json was there.
+	if err := os.Remove(filepath.Join(bundle, "config.json")); err != nil {
+		t.Fatal(err)
+	}
+	pull(e.restarted(t), p, bundle)
+	if _, err := os.Stat(filepath.Join(bundle, "config.json")); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(written); !errors.Is(err, os.ErrNotExist) {
+		t.Error("half a bundle was confirmed")
+	}
+
+	// Unmounted and deleted behind the puller's back, as kata-agent does.
+	gone := func() {
+		t.Helper()
+		if err := errors.Join(unix.Unmount(filepath.Join(bundle, "rootfs"), 0), os.RemoveAll(bundle)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	gone()
+	pull(e.puller, p, bundle)
+	e.bundles(bundle)
+	gone()
+	pull(e.puller, other, second)
+	e.bundles(second)
+	pull(e.puller, other, bundle)
+	e.bundles(bundle, second)
+
+	// It takes away nothing that it did not make.
+	foreign := filepath.Join(e.root, "foreign")
+	if err := errors.Join(os.Mkdir(foreign, 0o755), os.WriteFile(filepath.Join(foreign, "config.json"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for _, bundle := range []string{foreign, bundle, second, bundle} {
+		if err := e.puller.RemoveImage(t.Context(), bundle); err != nil {
+			t.Error(err)
+		}
+	}
+	e.bundles()
+	if _, err := os.Stat(filepath.Join(foreign, "config.json")); err != nil {
+		t.Error(err)
+	}
+}
+
+// Many callers make and remove one bundle at a time.
+func TestBundleAtOnce(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t, nil, nil)
+	images := []imagetest.Pushed{
+		e.registry.Push(t, "a/a:v1", imagetest.Image{Layers: []imagetest.Layer{{}, {}}}),
+		e.registry.Push(t, "a/b:v1", imagetest.Image{Layers: []imagetest.Layer{{}}}),
+	}
+	bundle := filepath.Join(e.root, "bundle")
+	var wg sync.WaitGroup
+	for i := range 6 {
+		wg.Go(func() {
+			for range 10 {
+				if _, err := e.puller.PullImage(t.Context(), images[i%2].Reference, bundle); err != nil && !errdefs.IsAlreadyExists(err) {
+					t.Errorf("PullImage: %v", err)
+				}
+				if err := e.puller.RemoveImage(t.Context(), bundle); err != nil {
+					t.Errorf("RemoveImage: %v", err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	e.bundles()
+}
+
+// The same layer twice in an image is two layers: what is between them does not
+// shine through.
+func TestRepeatedLayers(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t, nil, nil)
+	first := e.registry.Push(t, "a/first:v1", imagetest.Image{Layers: []imagetest.Layer{
+		{Files: map[string]string{"changed": "a", "removed": "a", "dir/x": "a"}},
+		{Files: map[string]string{"changed": "b", ".wh.removed": "", "dir/.wh..wh..opq": "", "dir/y": "b", "only": "b"}},
+	}})
+	a, b := imagetest.Layer{Tar: first.Layers[0].Tar}, imagetest.Layer{Tar: first.Layers[1].Tar, Compression: imagetest.Gzip}
+	p := e.registry.Push(t, "a/aba:v1", imagetest.Image{Layers: []imagetest.Layer{a, b, a, b, a}})
+	bundle := filepath.Join(e.root, "bundle")
+	if _, err := e.puller.PullImage(t.Context(), p.Reference, bundle); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"changed": "a", "removed": "a", "dir/x": "a", "dir/y": "b", "only": "b"} {
+		if got, err := os.ReadFile(filepath.Join(bundle, "rootfs", name)); string(got) != want {
+			t.Errorf("%s: got %q, %v, want %q", name, got, err, want)
+		}
+	}
+	if images := e.store.Images(); len(images) != 1 || len(images[0].Layers) != 5 || images[0].Size <= 0 || !images[0].InUse {
+		t.Errorf("the store has %+v", images)
+	}
+	if err := e.puller.RemoveImage(t.Context(), bundle); err != nil {
+		t.Error(err)
 	}
 }

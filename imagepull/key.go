@@ -105,12 +105,12 @@ type keyed struct {
 
 // beside runs unwrap while connect runs, and returns when both have ended. The
 // first to fail ends the other; abort ends connect.
-func (l *lock) beside(ctx context.Context, keys KeyUnwrapper, connect func() error, abort func()) (layercrypt.PrivateOptions, Stage, error) {
+func beside(ctx context.Context, unwrap func(context.Context) (layercrypt.PrivateOptions, error), connect func() error, abort func()) (layercrypt.PrivateOptions, Stage, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	got := make(chan keyed, 1)
 	go func() {
-		private, err := l.unwrap(ctx, keys)
+		private, err := unwrap(ctx)
 		if err != nil {
 			abort()
 		}

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/coffer-cc/coffer/imagepull/layercrypt"
 	"github.com/coffer-cc/coffer/imagepull/registry"
@@ -25,9 +26,10 @@ func TestOpenerForgetsTheLayerKey(t *testing.T) {
 	t.Parallel()
 	private := `{"symkey":"` + strings.Repeat("A", 43) + `=","digest":"","cipheroptions":{"nonce":"` + strings.Repeat("A", 22) + `=="}}`
 	p := &Puller{keys: oneKey(private), opts: Options{Logger: slog.New(slog.DiscardHandler)}}
-	fetch := &fetchReader{open: func(int64) (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("")), nil }}
+	fetch := &fetchReader{open: func(int64) (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("")), nil }, begin: func() {}}
 	l := &lock{public: layercrypt.PublicOptions{Cipher: layercrypt.Cipher, HMAC: make([]byte, 32)}, packets: [][]byte{{}}}
-	open, done, _, err := p.opener(t.Context(), fetch, registry.Layer{}, l, func() {})
+	j := &job{p: p, pl: &pull{}, layer: registry.Layer{}, open: make(map[Stage]time.Time)}
+	open, done, _, err := j.opener(t.Context(), fetch, l, func() {})
 	if err != nil {
 		t.Fatal(err)
 	}

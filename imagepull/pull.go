@@ -12,14 +12,16 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/coffer-cc/coffer/imagepull/progress"
 	"github.com/coffer-cc/coffer/imagepull/registry"
 )
 
-// pullKey names an image so that equal pulls are one: its repository and
-// manifest digest, or its reference where only a tag is known.
+// pullKey names an image so that equal pulls are one: the name that the caller
+// gave, which the policy is asked about, and the manifest digest, if one is
+// known. ref is how it is resolved: by the digest, else as the name says.
 type pullKey struct {
-	ref      string
-	manifest digest.Digest
+	name, ref string
+	manifest  digest.Digest
 }
 
 func newPullKey(image string, manifest digest.Digest) (pullKey, error) {
@@ -27,6 +29,7 @@ func newPullKey(image string, manifest digest.Digest) (pullKey, error) {
 	if err != nil {
 		return pullKey{}, classify(err)
 	}
+	name := ref.String()
 	if manifest == "" {
 		manifest = ref.Digest
 	}
@@ -36,7 +39,7 @@ func newPullKey(image string, manifest digest.Digest) (pullKey, error) {
 		}
 		ref = ref.WithDigest(manifest)
 	}
-	return pullKey{ref: ref.String(), manifest: manifest}, nil
+	return pullKey{name: name, ref: ref.String(), manifest: manifest}, nil
 }
 
 // pull is the one running pull of an image, shared by all who want it.
@@ -45,13 +48,15 @@ type pull struct {
 	cancel context.CancelCauseFunc
 
 	waiters int   // guarded by Puller.mu
-	ending  bool  // failed or abandoned: not to be joined; guarded by Puller.mu
+	ending  bool  // failed, abandoned or complete: not to be joined; guarded by Puller.mu
 	err     error // the first failure; guarded by Puller.mu
 
 	resolved chan struct{} // closed when image and layers are set, or the pull has failed
 	image    registry.Image
 	layers   []*layerState
 	ended    chan struct{} // closed when all its goroutines have ended
+
+	downloads, unpacks *share
 }
 
 // layerState is the outcome of one layer; err is set before done is closed.
@@ -140,7 +145,10 @@ func (p *Puller) join(ctx context.Context, key pullKey) (*pull, error) {
 // start begins a pull. The caller holds mu.
 func (p *Puller) start(ctx context.Context, key pullKey) *pull {
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	pl := &pull{key: key, cancel: cancel, resolved: make(chan struct{}), ended: make(chan struct{})}
+	pl := &pull{
+		key: key, cancel: cancel, resolved: make(chan struct{}), ended: make(chan struct{}),
+		downloads: p.downloads.share(), unpacks: p.unpacks.share(),
+	}
 	p.pulls[key] = pl
 	go func() {
 		p.run(ctx, pl)
@@ -159,13 +167,29 @@ func (p *Puller) leave(pl *pull, served bool) {
 	p.mu.Lock()
 	pl.waiters--
 	abandoned := pl.waiters == 0 && !served
-	if abandoned {
+	switch {
+	case abandoned:
 		pl.fail(errAbandoned) // under the same lock: nobody may join in between
+	case served && pl.complete():
+		pl.ending = true // the next call is a pull of its own, with a verdict of its own
 	}
 	p.mu.Unlock()
 	if abandoned {
 		<-pl.ended
 	}
+}
+
+// complete reports whether all layers have ended. To be called by one who has
+// seen that the image is resolved.
+func (pl *pull) complete() bool {
+	for _, state := range pl.layers {
+		select {
+		case <-state.done:
+		default:
+			return false
+		}
+	}
+	return true
 }
 
 // fail ends a pull.
@@ -191,22 +215,36 @@ func (p *Puller) failure(pl *pull) error {
 	return pl.err
 }
 
-// run resolves the image and takes all its layers to the store.
+// run resolves the image, asks the policy, and takes all layers to the store.
 func (p *Puller) run(ctx context.Context, pl *pull) {
-	began := time.Now()
-	err := newRetries(p.opts).do(ctx, func() error {
-		image, err := p.registry.Resolve(ctx, pl.key.ref, pl.key.manifest)
-		pl.image = image
-		return err
-	})
-	if err == nil {
-		err = p.checkSpace(pl.image)
-	}
+	began, event := time.Now(), Event{Image: pl.key.name, Stage: StagePull, State: progress.Start}
+	p.emit(event)
+	lease := p.store.Lease()
+	defer lease.End()
+	err := p.admit(ctx, pl, lease)
 	if err != nil {
-		p.fail(pl, failAt(StageResolve, "", err))
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		p.fail(pl, err)
 		close(pl.resolved)
-		return
+	} else {
+		p.runLayers(ctx, pl)
+		err = p.failure(pl)
 	}
+	event.State, event.Err, event.Manifest, event.Took = progress.End, err, pl.image.Manifest, time.Since(began)
+	log := p.opts.Logger.With("image", pl.key.name, "manifest", pl.image.Manifest, "stage", StagePull, "layers", len(pl.layers), "took", event.Took)
+	if err != nil {
+		log.WarnContext(ctx, "pull ended", "err", err)
+	} else {
+		p.record(ctx, pl)
+		log.InfoContext(ctx, "pulled")
+	}
+	p.emit(event)
+}
+
+// runLayers takes all layers to the store.
+func (p *Puller) runLayers(ctx context.Context, pl *pull) {
 	pl.layers = make([]*layerState, len(pl.image.Layers))
 	for i := range pl.layers {
 		pl.layers[i] = &layerState{done: make(chan struct{})}
@@ -217,21 +255,4 @@ func (p *Puller) run(ctx context.Context, pl *pull) {
 		p.startLayer(ctx, pl, i, &wg)
 	}
 	wg.Wait()
-	log := p.opts.Logger.With("image", pl.image.Reference, "layers", len(pl.layers), "took", time.Since(began))
-	if err := p.failure(pl); err != nil {
-		log.WarnContext(ctx, "pull ended", "err", err)
-		return
-	}
-	log.InfoContext(ctx, "pulled")
-}
-
-// checkSpace refuses an image whose blobs alone do not fit.
-func (p *Puller) checkSpace(image registry.Image) error {
-	var need int64
-	for _, l := range image.Layers {
-		if _, ok := p.store.Layer(l.ChainID); !ok {
-			need += l.Size
-		}
-	}
-	return p.store.CheckSpace(need)
 }

@@ -7,17 +7,14 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log/slog"
-	"runtime"
 	"sync"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/coffer-cc/coffer/imagepull/bundle"
+	"github.com/coffer-cc/coffer/imagepull/progress"
 	"github.com/coffer-cc/coffer/imagepull/registry"
 	"github.com/coffer-cc/coffer/imagepull/store"
 	"github.com/coffer-cc/coffer/imagepull/unpack"
@@ -47,55 +44,6 @@ type KeyUnwrapper interface {
 	UnwrapKey(ctx context.Context, packet []byte) ([]byte, error)
 }
 
-// The defaults of Options.
-const (
-	DefaultMaxDownloads = 6
-	DefaultTries        = 4
-	DefaultRetryDelay   = time.Second
-)
-
-// Options of a Puller. The zero value is the default.
-type Options struct {
-	// MaxDownloads is how many layers are downloaded at a time, over all
-	// images; 0 means DefaultMaxDownloads.
-	MaxDownloads int
-	// MaxUnpacks is how many layers are decompressed and applied at a time;
-	// 0 means DefaultMaxUnpacks.
-	MaxUnpacks int
-	// Tries is how often a request is made that fails for a passing reason
-	// without 1 MiB of progress; 0 means DefaultTries.
-	Tries int
-	// RetryDelay is the first pause before another try, about; it doubles each
-	// time. 0 means DefaultRetryDelay.
-	RetryDelay time.Duration
-	// VerifyBeforeUnpack keeps each blob in the store until its digest and MAC
-	// hold, and only then decompresses and unpacks it. It costs the blob's size
-	// in space and the overlap of download and unpacking in time.
-	VerifyBeforeUnpack bool
-	// Unpack bounds what a layer may unpack to.
-	Unpack unpack.Options
-	// Scratch is the directory for the writable layers of bundles; without one
-	// PullImage is refused. Best on the file system of the store.
-	Scratch string
-	// Progress is told what happens, if it is set. It is called from many
-	// goroutines at a time and must not block.
-	Progress func(Event)
-	// Logger gets one line for each pull and each retry; nil discards them.
-	Logger *slog.Logger
-}
-
-// Event is a step of a layer.
-type Event struct {
-	// Image is the image by digest, Layer the layer's chain id.
-	Image string
-	Layer digest.Digest
-	// Stage is what happens: StageFetch as the download goes on, StageCommit
-	// once the layer is in the store (also for one that was there before).
-	Stage Stage
-	// Bytes of the blob are done, of Total.
-	Bytes, Total int64
-}
-
 // Puller pulls layers and images. It is safe for concurrent use; Close it
 // before its store.
 type Puller struct {
@@ -105,49 +53,39 @@ type Puller struct {
 	tar       *unpack.Tar
 	bundler   *bundle.Bundler
 	opts      Options
-	downloads *semaphore.Weighted
-	unpacks   *semaphore.Weighted
+	downloads *places
+	unpacks   *places
+	kit       kit
+	feed      progress.Feed
 
-	mu      sync.Mutex
-	closed  bool                      // guarded by mu, as are those below
-	pulls   map[pullKey]*pull         // running pulls of images
-	flights map[digest.Digest]*flight // layers on their way, by chain id
-	bundles map[string]*mounted       // by path
+	mu        sync.Mutex
+	closed    bool                       // guarded by mu, as are those below
+	pulls     map[pullKey]*pull          // running pulls of images
+	flights   map[digest.Digest]*flight  // layers on their way, by chain id
+	contents  map[contentKey]*content    // blobs on their way
+	originals map[contentKey]original    // committed layers, by what they have
+	admitted  map[pullKey]admission      // verdicts of late
+	bundles   map[string]*mounted        // by path
+	measured  map[pullEvent]*measurement // of images whose layers were handed out
 }
-
-// DefaultMaxUnpacks is one unpack for each CPU, between 2 and 8.
-func DefaultMaxUnpacks() int { return min(max(runtime.GOMAXPROCS(0), 2), 8) }
 
 // NewPuller makes a puller that stores layers in s. keys may be nil where only
 // plain images are pulled. It starts nothing.
 func NewPuller(r Registry, keys KeyUnwrapper, s *store.Store, opts Options) *Puller {
-	if opts.MaxDownloads <= 0 {
-		opts.MaxDownloads = DefaultMaxDownloads
-	}
-	if opts.MaxUnpacks <= 0 {
-		opts.MaxUnpacks = DefaultMaxUnpacks()
-	}
-	if opts.Tries <= 0 {
-		opts.Tries = DefaultTries
-	}
-	if opts.RetryDelay <= 0 {
-		opts.RetryDelay = DefaultRetryDelay
-	}
-	if opts.Logger == nil {
-		opts.Logger = slog.New(slog.DiscardHandler)
-	}
-	if opts.Unpack.Logger == nil {
-		opts.Unpack.Logger = opts.Logger
-	}
+	opts = opts.withDefaults()
 	return &Puller{
 		registry: r, keys: keys, store: s, opts: opts,
 		tar:       unpack.New(opts.Unpack),
 		bundler:   bundle.New(opts.Scratch),
-		downloads: semaphore.NewWeighted(int64(opts.MaxDownloads)),
-		unpacks:   semaphore.NewWeighted(int64(opts.MaxUnpacks)),
+		downloads: newPlaces(opts.MaxDownloads, opts.MaxDownloadsPerImage),
+		unpacks:   newPlaces(opts.MaxUnpacks, opts.MaxUnpacksPerImage),
 		pulls:     make(map[pullKey]*pull),
 		flights:   make(map[digest.Digest]*flight),
+		contents:  make(map[contentKey]*content),
+		originals: make(map[contentKey]original),
+		admitted:  make(map[pullKey]admission),
 		bundles:   make(map[string]*mounted),
+		measured:  make(map[pullEvent]*measurement),
 	}
 }
 
@@ -170,14 +108,23 @@ func (p *Puller) Close() {
 
 // PullLayer returns the directory of one layer of an image, with its bytes on
 // disk and its inodes, once the layer and its parents are verified and in the
-// store; the layer is then claimed until RemoveLayer. A layer that is there
-// costs no request.
+// store; the layer is then claimed until RemoveLayer. Before that Options.Policy
+// has allowed the image under the name in image, and Options.Measure has
+// recorded it, once for each name and manifest.
 //
 // The first call for an image starts all its layers, side by side; calls for
 // the others join it. The pull goes on when its callers have got their layers,
 // and ends when its last caller gives up by ctx, or asked for a layer that the
 // image does not have. A layer that fails ends the
 // pull with its error for all; layers already in the store stay.
+//
+// A layer that is there costs no request where neither a policy nor a
+// measurement is configured. Otherwise the call is about an image, not about a
+// layer alone: the registry is asked for the manifest, which says whether the
+// layer is of that image and which index it is from, and the policy for its
+// verdict. Callers ask for an image layer by layer, so a verdict for a name and
+// manifest digest counts for Options.VerdictLifetime; a refusal is never
+// remembered, and neither is a name without a digest.
 //
 // manifest may name an index or a platform's manifest; without it image's own
 // digest or tag counts. Errors have an errdefs class and are a *LayerError
@@ -191,10 +138,16 @@ func (p *Puller) PullLayer(ctx context.Context, image string, manifest, chainID 
 	if err != nil {
 		return "", 0, 0, err
 	}
-	if !p.present(chainID) {
-		if err := p.pullLayer(ctx, key, chainID); err != nil {
+	lease := p.store.Lease() // until the layer is claimed
+	defer lease.End()
+	found, known := p.admission(key, chainID)
+	if !known || !p.present(chainID) {
+		if found, err = p.pullLayer(ctx, key, chainID); err != nil {
 			return "", 0, 0, err
 		}
+	}
+	if err := p.measureOnce(ctx, image, found); err != nil {
+		return "", 0, 0, err
 	}
 	layer, err := p.store.Claim(chainID)
 	if err != nil {
@@ -203,14 +156,17 @@ func (p *Puller) PullLayer(ctx context.Context, image string, manifest, chainID 
 	return layer.Path, layer.Size, layer.Inodes, nil
 }
 
-func (p *Puller) pullLayer(ctx context.Context, key pullKey, chainID digest.Digest) error {
-	return p.await(ctx, key, func(i registry.Image) (int, error) {
+// pullLayer returns the digest of the image's manifest once the layer is there.
+func (p *Puller) pullLayer(ctx context.Context, key pullKey, chainID digest.Digest) (manifest digest.Digest, err error) {
+	err = p.await(ctx, key, func(i registry.Image) (int, error) {
 		n := i.Find(chainID)
 		if n < 0 {
-			return 0, classify(fmt.Errorf("chain id %s is not of image %s: %w", chainID, i.Reference, errdefs.ErrInvalidArgument))
+			return 0, errForeignLayer(chainID, key.name)
 		}
+		manifest = i.Manifest
 		return n + 1, nil
 	})
+	return manifest, err
 }
 
 // RemoveLayer takes a layer out of the store. One that is not there is no
@@ -234,8 +190,18 @@ func (p *Puller) present(chainID digest.Digest) bool {
 	return true
 }
 
-func (p *Puller) progress(image registry.Image, layer registry.Layer, stage Stage, bytes int64) {
-	if p.opts.Progress != nil {
-		p.opts.Progress(Event{Image: image.Reference, Layer: layer.ChainID, Stage: stage, Bytes: bytes, Total: layer.Size})
-	}
+// Images are the images whose layers are all in the store, the least recently
+// used first, with what they take.
+func (p *Puller) Images() []store.Image { return p.store.Images() }
+
+// Usage is what the store has in the whole.
+func (p *Puller) Usage() (store.Usage, error) {
+	u, err := p.store.Usage()
+	return u, classify(err)
+}
+
+// GC removes from the store what is too old, or over its limit.
+func (p *Puller) GC(ctx context.Context) (store.Result, error) {
+	r, err := p.store.GC(ctx)
+	return r, classify(err)
 }

@@ -297,7 +297,8 @@ func TestArguments(t *testing.T) {
 // A layer that the image does not have pulls nothing.
 func TestForeignLayerEndsThePull(t *testing.T) {
 	t.Parallel()
-	e := newEnv(t, newKeyring(), nil)
+	r, edit := recorded()
+	e := newEnv(t, newKeyring(), edit)
 	p := e.registry.Push(t, "a/b:v1", imagetest.Image{Layers: []imagetest.Layer{{}, {}}})
 	for _, l := range p.Layers {
 		e.registry.Fail(l.Digest.String(), imagetest.Fault{Stall: true})
@@ -306,40 +307,14 @@ func TestForeignLayerEndsThePull(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	e.clean(p, 0)
-	asked := len(e.registry.Requests(p.Layers[0].Digest.String()))
+	checkPairs(t, r.take())
 	e.registry.Heal()
 	if err := e.top(p); err != nil {
 		t.Error(err)
 	}
-	if again := len(e.registry.Requests(p.Layers[0].Digest.String())); again != asked+1 {
-		t.Errorf("%d requests, then %d: the pull went on for nobody", asked, again)
-	}
-}
-
-func TestProgress(t *testing.T) {
-	t.Parallel()
-	var mu sync.Mutex
-	var events []imagepull.Event
-	e := newEnv(t, newKeyring(), func(o *imagepull.Options) {
-		o.Progress = func(ev imagepull.Event) {
-			mu.Lock()
-			defer mu.Unlock()
-			events = append(events, ev)
-		}
-	})
-	p := e.registry.Push(t, "a/b:v1", imagetest.Image{Layers: []imagetest.Layer{{Random: 3 << 20}}})
-	if err := e.top(p); err != nil {
-		t.Fatal(err)
-	}
-	l, last := p.Layers[0], imagepull.Event{}
-	for _, ev := range events {
-		if ev.Layer != l.ChainID || ev.Total != l.Size || ev.Bytes < last.Bytes {
-			t.Errorf("got %+v after %+v", ev, last)
-		}
-		last = ev
-	}
-	if len(events) < 4 || last.Stage != imagepull.StageCommit || last.Bytes != l.Size {
-		t.Errorf("got %+v", events)
+	events := r.take()
+	if checkPairs(t, events); len(events) == 0 || events[0].Stage != imagepull.StagePull {
+		t.Errorf("the pull went on for nobody: %+v", events)
 	}
 }
 

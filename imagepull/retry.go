@@ -25,15 +25,16 @@ type retries struct {
 	failures int
 	pace     *backoff.ExponentialBackOff
 	log      *slog.Logger
+	again    func(error) // is told of each failure that is tried again
 }
 
-func newRetries(opts Options) *retries {
+func newRetries(opts Options, log *slog.Logger, again func(error)) *retries {
 	pace := backoff.NewExponentialBackOff()
 	pace.InitialInterval = opts.RetryDelay
 	pace.Multiplier = 2
 	pace.MaxInterval = maxPause
 	pace.Reset()
-	return &retries{max: opts.Tries, pace: pace, log: opts.Logger}
+	return &retries{max: opts.Tries, pace: pace, log: log, again: again}
 }
 
 // reset forgets the failures so far, after progress.
@@ -63,6 +64,7 @@ func (r *retries) wait(ctx context.Context, err error) error {
 		}
 	}
 	r.log.WarnContext(ctx, "registry request is tried again", "err", err, "pause", pause, "failures", r.failures)
+	r.again(err)
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
 	select {

@@ -52,36 +52,40 @@ func (s *stream) run(ctx context.Context, dir, mediaType string) (unpack.Facts, 
 	return facts, StageVerify, s.content.verify(s.layer)
 }
 
-// unpack runs the stages up to apply and waits for their goroutines.
-func (s *stream) unpack(ctx context.Context, dir, mediaType string) (facts unpack.Facts, stage Stage, err error) {
-	blob := newReadAhead(s.blob)
+// unpack runs the stages up to apply and waits for their goroutines. The caller
+// has a place for it: until then the bytes wait in the connection, not here.
+func (s *stream) unpack(ctx context.Context, dir, mediaType string) (unpack.Facts, Stage, error) {
+	kit := &s.p.kit
+	blobRing, tarRing := kit.take(), kit.take()
+	defer kit.giveBack(blobRing, tarRing) // after all that reads from them is closed
+	blob := newReadAhead(s.blob, blobRing)
 	defer blob.Close()
-	defer func() {
-		if err != nil && !aboutContent(err) {
-			s.aborted = true
-			s.cancel()
-		}
-	}()
-	if err := s.p.unpacks.Acquire(ctx, 1); err != nil {
-		return facts, StageDecompress, err
-	}
-	defer s.p.unpacks.Release(1)
-	decompressed, err := decompress.NewReader(mediaType, blob)
+	decompressed, err := kit.decoders.NewReader(mediaType, blob, decompress.Options{MaxRatio: s.p.opts.MaxCompressionRatio})
 	if err != nil {
-		return facts, StageDecompress, err
+		s.abort(err)
+		return unpack.Facts{}, StageDecompress, err
 	}
 	defer func() { _ = decompressed.Close() }() // reading only: nothing is lost
 	s.content = newTarStream(decompressed)
-	tar := newReadAhead(s.content)
-	facts, err = s.p.tar.Apply(ctx, dir, tar)
-	if err != nil && !aboutContent(err) {
-		s.aborted = true
-		s.cancel() // before the goroutines are waited for
+	tar := newReadAhead(s.content, tarRing)
+	facts, err := s.p.tar.Apply(ctx, dir, tar)
+	if err != nil {
+		s.abort(err)
 	}
 	blob.Close()
 	tar.Close()
 	if err != nil && tar.failure() != nil {
+		s.abort(tar.failure())
 		return facts, StageDecompress, tar.failure()
 	}
 	return facts, StageApply, err
+}
+
+// abort ends the fetch after an error that is not about the content: the
+// goroutines can only be waited for once it has ended.
+func (s *stream) abort(err error) {
+	if !aboutContent(err) {
+		s.aborted = true
+		s.cancel()
+	}
 }

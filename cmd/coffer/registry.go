@@ -4,6 +4,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,6 +15,8 @@ import (
 	"oras.land/oras-go/v2/registry/remote/credentials"
 
 	"github.com/coffer-cc/coffer/imagepull/publish"
+	"github.com/coffer-cc/coffer/imagepull/registry"
+	"github.com/coffer-cc/coffer/imagepull/registry/login"
 )
 
 const referenceHelp = `An image is named by REGISTRY/REPO:TAG, REGISTRY/REPO@sha256:DIGEST,
@@ -77,6 +80,54 @@ func (f *registryFlags) store(getenv func(string) string) (credentials.Store, er
 		return nil, fmt.Errorf("logins of podman: %w: repair the file or name another with --credentials", err)
 	}
 	return credentials.NewStoreWithFallbacks(docker, other), nil
+}
+
+// logins are the credentials of a pull: those of --credentials, or else those
+// of docker and podman.
+func (f *registryFlags) logins(getenv func(string) string) (registry.CredentialSource, error) {
+	if f.credentials != "" {
+		return readLogins(f.credentials)
+	}
+	docker := getenv("DOCKER_CONFIG")
+	if docker == "" {
+		docker = filepath.Join(getenv("HOME"), ".docker")
+	}
+	var all loginList
+	for _, name := range []string{filepath.Join(docker, "config.json"), filepath.Join(getenv("XDG_RUNTIME_DIR"), "containers", "auth.json")} {
+		if info, err := os.Stat(name); err != nil || !info.Mode().IsRegular() {
+			continue // most machines have none
+		}
+		one, err := readLogins(name)
+		if err != nil {
+			return nil, fmt.Errorf("%w: repair the file or name another with --credentials", err)
+		}
+		all = append(all, one)
+	}
+	return all, nil
+}
+
+func readLogins(name string) (registry.CredentialSource, error) {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return nil, fmt.Errorf("credentials: %w", err)
+	}
+	c, err := login.Parse(b, login.Options{Programs: true})
+	if err != nil {
+		return nil, fmt.Errorf("credentials %s: %w", name, err)
+	}
+	return c, nil
+}
+
+// loginList asks one source after the other.
+type loginList []registry.CredentialSource
+
+func (l loginList) Credential(ctx context.Context, host, repository string) (login.Credential, error) {
+	for _, source := range l {
+		if c, err := source.Credential(ctx, host, repository); err != nil || c != (login.Credential{}) {
+			return c, err
+		}
+	}
+	return login.Credential{}, nil
 }
 
 // parseReference reads a reference of the command line.

@@ -13,14 +13,14 @@ import (
 )
 
 func (p *process) rootCommand() *cobra.Command {
-	root := group("coffer", "Encrypt container images and administer their keys")
+	root := group("coffer", "Encrypt and pull container images, and administer their keys")
 	root.SetIn(p.stdin)
 	root.SetOut(p.stdout)
 	root.SetErr(p.stderr)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef("%w: see %s --help", err, cmd.CommandPath())
 	})
-	root.AddCommand(p.encryptCommand(), p.inspectCommand(), p.kbsCommand(), versionCommand())
+	root.AddCommand(p.encryptCommand(), p.inspectCommand(), p.pullCommand(), p.bundleCommand(), p.kbsCommand(), versionCommand())
 	return root
 }
 

@@ -228,6 +228,788 @@ func (*RemoveLayerResponse) Descriptor() ([]byte, []int) {
 	return file_layerpuller_proto_rawDescGZIP(), []int{3}
 }
 
+type PullImageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// host/repository[:tag][@digest].
+	Image string `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	// The absolute path of the bundle in the TEE.
+	Bundle        string `protobuf:"bytes,2,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PullImageRequest) Reset() {
+	*x = PullImageRequest{}
+	mi := &file_layerpuller_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PullImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PullImageRequest) ProtoMessage() {}
+
+func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_layerpuller_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PullImageRequest.ProtoReflect.Descriptor instead.
+func (*PullImageRequest) Descriptor() ([]byte, []int) {
+	return file_layerpuller_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *PullImageRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *PullImageRequest) GetBundle() string {
+	if x != nil {
+		return x.Bundle
+	}
+	return ""
+}
+
+type PullImageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The digest of the platform's manifest.
+	ManifestDigest string `protobuf:"bytes,1,opt,name=manifest_digest,json=manifestDigest,proto3" json:"manifest_digest,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *PullImageResponse) Reset() {
+	*x = PullImageResponse{}
+	mi := &file_layerpuller_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PullImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PullImageResponse) ProtoMessage() {}
+
+func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_layerpuller_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PullImageResponse.ProtoReflect.Descriptor instead.
+func (*PullImageResponse) Descriptor() ([]byte, []int) {
+	return file_layerpuller_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *PullImageResponse) GetManifestDigest() string {
+	if x != nil {
+		return x.ManifestDigest
+	}
+	return ""
+}
+
+type RemoveImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bundle        string                 `protobuf:"bytes,1,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveImageRequest) Reset() {
+	*x = RemoveImageRequest{}
+	mi := &file_layerpuller_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveImageRequest) ProtoMessage() {}
+
+func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_layerpuller_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
+func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
+	return file_layerpuller_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *RemoveImageRequest) GetBundle() string {
+	if x != nil {
+		return x.Bundle
+	}
+	return ""
+}
+
+type RemoveImageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveImageResponse) Reset() {
+	*x = RemoveImageResponse{}
+	mi := &file_layerpuller_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveImageResponse) ProtoMessage() {}
+
+func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_layerpuller_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
+func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
+	return file_layerpuller_proto_rawDescGZIP(), []int{7}
+}
+
+type ListImagesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListImagesRequest) Reset() {
+	*x = ListImagesRequest{}
+	mi := &file_layerpuller_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListImagesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListImagesRequest) ProtoMessage() {}
+
+func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_layerpuller_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
+func (*ListImagesRequest) Descriptor() ([]byte, []int) {
+	return file_layerpuller_proto_rawDescGZIP(), []int{8}
+}
+
+type ListImagesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The least recently used first.
+	Images        []*Image `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
+	Usage         *Usage   `protobuf:"bytes,2,opt,name=usage,proto3" json:"usage,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListImagesResponse) Reset() {
+	*x = ListImagesResponse{}
+	mi := &file_layerpuller_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListImagesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListImagesResponse) ProtoMessage() {}
+
+func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_layerpuller_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
+func (*ListImagesResponse) Descriptor() ([]byte, []int) {
+	return file_layerpuller_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ListImagesResponse) GetImages() []*Image {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+func (x *ListImagesResponse) GetUsage() *Usage {
+	if x != nil {
+		return x.Usage
+	}
+	return nil
+}
+
+type Image struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	ManifestDigest string                 `protobuf:"bytes,1,opt,name=manifest_digest,json=manifestDigest,proto3" json:"manifest_digest,omitempty"`
+	// The names it was pulled by, the latest last.
+	References []string `protobuf:"bytes,2,rep,name=references,proto3" json:"references,omitempty"`
+	// Chain ids, from the bottom up.
+	Layers []string `protobuf:"bytes,3,rep,name=layers,proto3" json:"layers,omitempty"`
+	// Bytes on disk of all layers, and of those that no other image has.
+	Size      int64 `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`
+	Exclusive int64 `protobuf:"varint,5,opt,name=exclusive,proto3" json:"exclusive,omitempty"`
+	// When it was last used: nanoseconds since 1970.
+	LastUsed int64 `protobuf:"varint,6,opt,name=last_used,json=lastUsed,proto3" json:"last_used,omitempty"`
+	// It is mounted, or claimed by the snapshotter.
+	InUse         bool `protobuf:"varint,7,opt,name=in_use,json=inUse,proto3" json:"in_use,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Image) Reset() {
+	*x = Image{}
+	mi := &file_layerpuller_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Image) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Image) ProtoMessage() {}
+
+func (x *Image) ProtoReflect() protoreflect.Message {
+	mi := &file_layerpuller_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Image.ProtoReflect.Descriptor instead.
+func (*Image) Descriptor() ([]byte, []int) {
+	return file_layerpuller_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Image) GetManifestDigest() string {
+	if x != nil {
+		return x.ManifestDigest
+	}
+	return ""
+}
+
+func (x *Image) GetReferences() []string {
+	if x != nil {
+		return x.References
+	}
+	return nil
+}
+
+func (x *Image) GetLayers() []string {
+	if x != nil {
+		return x.Layers
+	}
+	return nil
+}
+
+func (x *Image) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *Image) GetExclusive() int64 {
+	if x != nil {
+		return x.Exclusive
+	}
+	return 0
+}
+
+func (x *Image) GetLastUsed() int64 {
+	if x != nil {
+		return x.LastUsed
+	}
+	return 0
+}
+
+func (x *Image) GetInUse() bool {
+	if x != nil {
+		return x.InUse
+	}
+	return false
+}
+
+// Usage is what the store has in the whole. Sizes are in bytes.
+type Usage struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Images int64                  `protobuf:"varint,1,opt,name=images,proto3" json:"images,omitempty"`
+	Layers int64                  `protobuf:"varint,2,opt,name=layers,proto3" json:"layers,omitempty"`
+	Bytes  int64                  `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Inodes int64                  `protobuf:"varint,4,opt,name=inodes,proto3" json:"inodes,omitempty"`
+	// The size limit; 0 for none.
+	Limit int64 `protobuf:"varint,5,opt,name=limit,proto3" json:"limit,omitempty"`
+	// What the file system has left.
+	Free          int64 `protobuf:"varint,6,opt,name=free,proto3" json:"free,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Usage) Reset() {
+	*x = Usage{}
+	mi := &file_layerpuller_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Usage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Usage) ProtoMessage() {}
+
+func (x *Usage) ProtoReflect() protoreflect.Message {
+	mi := &file_layerpuller_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Usage.ProtoReflect.Descriptor instead.
+func (*Usage) Descriptor() ([]byte, []int) {
+	return file_layerpuller_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Usage) GetImages() int64 {
+	if x != nil {
+		return x.Images
+	}
+	return 0
+}
+
+func (x *Usage) GetLayers() int64 {
+	if x != nil {
+		return x.Layers
+	}
+	return 0
+}
+
+func (x *Usage) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Usage) GetInodes() int64 {
+	if x != nil {
+		return x.Inodes
+	}
+	return 0
+}
+
+func (x *Usage) GetLimit() int64 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *Usage) GetFree() int64 {
+	if x != nil {
+		return x.Free
+	}
+	return 0
+}
+
+type GCRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GCRequest) Reset() {
+	*x = GCRequest{}
+	mi := &file_layerpuller_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GCRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GCRequest) ProtoMessage() {}
+
+func (x *GCRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_layerpuller_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GCRequest.ProtoReflect.Descriptor instead.
+func (*GCRequest) Descriptor() ([]byte, []int) {
+	return file_layerpuller_proto_rawDescGZIP(), []int{12}
+}
+
+type GCResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The manifests of images that are no longer there.
+	Images []string `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
+	// Layers removed, and what they took.
+	Layers        int64 `protobuf:"varint,2,opt,name=layers,proto3" json:"layers,omitempty"`
+	Bytes         int64 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Inodes        int64 `protobuf:"varint,4,opt,name=inodes,proto3" json:"inodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GCResponse) Reset() {
+	*x = GCResponse{}
+	mi := &file_layerpuller_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GCResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GCResponse) ProtoMessage() {}
+
+func (x *GCResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_layerpuller_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GCResponse.ProtoReflect.Descriptor instead.
+func (*GCResponse) Descriptor() ([]byte, []int) {
+	return file_layerpuller_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *GCResponse) GetImages() []string {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+func (x *GCResponse) GetLayers() int64 {
+	if x != nil {
+		return x.Layers
+	}
+	return 0
+}
+
+func (x *GCResponse) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *GCResponse) GetInodes() int64 {
+	if x != nil {
+		return x.Inodes
+	}
+	return 0
+}
+
+type WatchRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only events of the image of this name; empty for all.
+	Image         string `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchRequest) Reset() {
+	*x = WatchRequest{}
+	mi := &file_layerpuller_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchRequest) ProtoMessage() {}
+
+func (x *WatchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_layerpuller_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
+func (*WatchRequest) Descriptor() ([]byte, []int) {
+	return file_layerpuller_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *WatchRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+type WatchEvent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Nanoseconds since 1970.
+	Time int64 `protobuf:"varint,1,opt,name=time,proto3" json:"time,omitempty"`
+	// The name that the caller of the pull gave.
+	Image          string `protobuf:"bytes,2,opt,name=image,proto3" json:"image,omitempty"`
+	ManifestDigest string `protobuf:"bytes,3,opt,name=manifest_digest,json=manifestDigest,proto3" json:"manifest_digest,omitempty"`
+	// Chain id and digest of the layer; empty at the stages of an image.
+	Layer string `protobuf:"bytes,4,opt,name=layer,proto3" json:"layer,omitempty"`
+	Blob  string `protobuf:"bytes,5,opt,name=blob,proto3" json:"blob,omitempty"`
+	// pull resolve policy measure, or, of a layer, fetch unwrap decrypt
+	// decompress apply verify commit.
+	Stage string `protobuf:"bytes,6,opt,name=stage,proto3" json:"stage,omitempty"`
+	// start, update, retry or end.
+	State string `protobuf:"bytes,7,opt,name=state,proto3" json:"state,omitempty"`
+	// Bytes of the blob that are fetched, of total.
+	Bytes int64 `protobuf:"varint,8,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Total int64 `protobuf:"varint,9,opt,name=total,proto3" json:"total,omitempty"`
+	// Bytes on disk, at the end of commit.
+	Unpacked int64 `protobuf:"varint,10,opt,name=unpacked,proto3" json:"unpacked,omitempty"`
+	// The layer was here already, or was copied from an equal one.
+	Cached bool `protobuf:"varint,11,opt,name=cached,proto3" json:"cached,omitempty"`
+	// Why the stage is tried again, or ended without success, and the class of
+	// that as a code of google.rpc.Code.
+	Error string `protobuf:"bytes,12,opt,name=error,proto3" json:"error,omitempty"`
+	Code  int32  `protobuf:"varint,13,opt,name=code,proto3" json:"code,omitempty"`
+	// How long the stage took, at its end, in nanoseconds.
+	Took int64 `protobuf:"varint,15,opt,name=took,proto3" json:"took,omitempty"`
+	// How many of bytes have come since the event before.
+	Added int64 `protobuf:"varint,16,opt,name=added,proto3" json:"added,omitempty"`
+	// How many events were left out in front of this one, as this watcher was
+	// too slow for them.
+	Missed        uint64 `protobuf:"varint,14,opt,name=missed,proto3" json:"missed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchEvent) Reset() {
+	*x = WatchEvent{}
+	mi := &file_layerpuller_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchEvent) ProtoMessage() {}
+
+func (x *WatchEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_layerpuller_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchEvent.ProtoReflect.Descriptor instead.
+func (*WatchEvent) Descriptor() ([]byte, []int) {
+	return file_layerpuller_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *WatchEvent) GetTime() int64 {
+	if x != nil {
+		return x.Time
+	}
+	return 0
+}
+
+func (x *WatchEvent) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *WatchEvent) GetManifestDigest() string {
+	if x != nil {
+		return x.ManifestDigest
+	}
+	return ""
+}
+
+func (x *WatchEvent) GetLayer() string {
+	if x != nil {
+		return x.Layer
+	}
+	return ""
+}
+
+func (x *WatchEvent) GetBlob() string {
+	if x != nil {
+		return x.Blob
+	}
+	return ""
+}
+
+func (x *WatchEvent) GetStage() string {
+	if x != nil {
+		return x.Stage
+	}
+	return ""
+}
+
+func (x *WatchEvent) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *WatchEvent) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *WatchEvent) GetTotal() int64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *WatchEvent) GetUnpacked() int64 {
+	if x != nil {
+		return x.Unpacked
+	}
+	return 0
+}
+
+func (x *WatchEvent) GetCached() bool {
+	if x != nil {
+		return x.Cached
+	}
+	return false
+}
+
+func (x *WatchEvent) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *WatchEvent) GetCode() int32 {
+	if x != nil {
+		return x.Code
+	}
+	return 0
+}
+
+func (x *WatchEvent) GetTook() int64 {
+	if x != nil {
+		return x.Took
+	}
+	return 0
+}
+
+func (x *WatchEvent) GetAdded() int64 {
+	if x != nil {
+		return x.Added
+	}
+	return 0
+}
+
+func (x *WatchEvent) GetMissed() uint64 {
+	if x != nil {
+		return x.Missed
+	}
+	return 0
+}
+
 var File_layerpuller_proto protoreflect.FileDescriptor
 
 const file_layerpuller_proto_rawDesc = "" +
@@ -243,10 +1025,74 @@ const file_layerpuller_proto_rawDesc = "" +
 	"\x06inodes\x18\x03 \x01(\x03R\x06inodes\"/\n" +
 	"\x12RemoveLayerRequest\x12\x19\n" +
 	"\bchain_id\x18\x01 \x01(\tR\achainId\"\x15\n" +
-	"\x13RemoveLayerResponse2\xcb\x01\n" +
+	"\x13RemoveLayerResponse\"@\n" +
+	"\x10PullImageRequest\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\x12\x16\n" +
+	"\x06bundle\x18\x02 \x01(\tR\x06bundle\"<\n" +
+	"\x11PullImageResponse\x12'\n" +
+	"\x0fmanifest_digest\x18\x01 \x01(\tR\x0emanifestDigest\",\n" +
+	"\x12RemoveImageRequest\x12\x16\n" +
+	"\x06bundle\x18\x01 \x01(\tR\x06bundle\"\x15\n" +
+	"\x13RemoveImageResponse\"\x13\n" +
+	"\x11ListImagesRequest\"z\n" +
+	"\x12ListImagesResponse\x122\n" +
+	"\x06images\x18\x01 \x03(\v2\x1a.coffer.imagepull.v1.ImageR\x06images\x120\n" +
+	"\x05usage\x18\x02 \x01(\v2\x1a.coffer.imagepull.v1.UsageR\x05usage\"\xce\x01\n" +
+	"\x05Image\x12'\n" +
+	"\x0fmanifest_digest\x18\x01 \x01(\tR\x0emanifestDigest\x12\x1e\n" +
+	"\n" +
+	"references\x18\x02 \x03(\tR\n" +
+	"references\x12\x16\n" +
+	"\x06layers\x18\x03 \x03(\tR\x06layers\x12\x12\n" +
+	"\x04size\x18\x04 \x01(\x03R\x04size\x12\x1c\n" +
+	"\texclusive\x18\x05 \x01(\x03R\texclusive\x12\x1b\n" +
+	"\tlast_used\x18\x06 \x01(\x03R\blastUsed\x12\x15\n" +
+	"\x06in_use\x18\a \x01(\bR\x05inUse\"\x8f\x01\n" +
+	"\x05Usage\x12\x16\n" +
+	"\x06images\x18\x01 \x01(\x03R\x06images\x12\x16\n" +
+	"\x06layers\x18\x02 \x01(\x03R\x06layers\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\x12\x16\n" +
+	"\x06inodes\x18\x04 \x01(\x03R\x06inodes\x12\x14\n" +
+	"\x05limit\x18\x05 \x01(\x03R\x05limit\x12\x12\n" +
+	"\x04free\x18\x06 \x01(\x03R\x04free\"\v\n" +
+	"\tGCRequest\"j\n" +
+	"\n" +
+	"GCResponse\x12\x16\n" +
+	"\x06images\x18\x01 \x03(\tR\x06images\x12\x16\n" +
+	"\x06layers\x18\x02 \x01(\x03R\x06layers\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\x12\x16\n" +
+	"\x06inodes\x18\x04 \x01(\x03R\x06inodes\"$\n" +
+	"\fWatchRequest\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\"\x81\x03\n" +
+	"\n" +
+	"WatchEvent\x12\x12\n" +
+	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x14\n" +
+	"\x05image\x18\x02 \x01(\tR\x05image\x12'\n" +
+	"\x0fmanifest_digest\x18\x03 \x01(\tR\x0emanifestDigest\x12\x14\n" +
+	"\x05layer\x18\x04 \x01(\tR\x05layer\x12\x12\n" +
+	"\x04blob\x18\x05 \x01(\tR\x04blob\x12\x14\n" +
+	"\x05stage\x18\x06 \x01(\tR\x05stage\x12\x14\n" +
+	"\x05state\x18\a \x01(\tR\x05state\x12\x14\n" +
+	"\x05bytes\x18\b \x01(\x03R\x05bytes\x12\x14\n" +
+	"\x05total\x18\t \x01(\x03R\x05total\x12\x1a\n" +
+	"\bunpacked\x18\n" +
+	" \x01(\x03R\bunpacked\x12\x16\n" +
+	"\x06cached\x18\v \x01(\bR\x06cached\x12\x14\n" +
+	"\x05error\x18\f \x01(\tR\x05error\x12\x12\n" +
+	"\x04code\x18\r \x01(\x05R\x04code\x12\x12\n" +
+	"\x04took\x18\x0f \x01(\x03R\x04took\x12\x14\n" +
+	"\x05added\x18\x10 \x01(\x03R\x05added\x12\x16\n" +
+	"\x06missed\x18\x0e \x01(\x04R\x06missed2\xcb\x01\n" +
 	"\vLayerPuller\x12Z\n" +
 	"\tPullLayer\x12%.coffer.imagepull.v1.PullLayerRequest\x1a&.coffer.imagepull.v1.PullLayerResponse\x12`\n" +
-	"\vRemoveLayer\x12'.coffer.imagepull.v1.RemoveLayerRequest\x1a(.coffer.imagepull.v1.RemoveLayerResponseB+Z)github.com/coffer-cc/coffer/imagepull/apib\x06proto3"
+	"\vRemoveLayer\x12'.coffer.imagepull.v1.RemoveLayerRequest\x1a(.coffer.imagepull.v1.RemoveLayerResponse2\xc0\x03\n" +
+	"\vImagePuller\x12Z\n" +
+	"\tPullImage\x12%.coffer.imagepull.v1.PullImageRequest\x1a&.coffer.imagepull.v1.PullImageResponse\x12`\n" +
+	"\vRemoveImage\x12'.coffer.imagepull.v1.RemoveImageRequest\x1a(.coffer.imagepull.v1.RemoveImageResponse\x12]\n" +
+	"\n" +
+	"ListImages\x12&.coffer.imagepull.v1.ListImagesRequest\x1a'.coffer.imagepull.v1.ListImagesResponse\x12E\n" +
+	"\x02GC\x12\x1e.coffer.imagepull.v1.GCRequest\x1a\x1f.coffer.imagepull.v1.GCResponse\x12M\n" +
+	"\x05Watch\x12!.coffer.imagepull.v1.WatchRequest\x1a\x1f.coffer.imagepull.v1.WatchEvent0\x01B+Z)github.com/coffer-cc/coffer/imagepull/apib\x06proto3"
 
 var (
 	file_layerpuller_proto_rawDescOnce sync.Once
@@ -260,23 +1106,47 @@ func file_layerpuller_proto_rawDescGZIP() []byte {
 	return file_layerpuller_proto_rawDescData
 }
 
-var file_layerpuller_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_layerpuller_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_layerpuller_proto_goTypes = []any{
 	(*PullLayerRequest)(nil),    // 0: coffer.imagepull.v1.PullLayerRequest
 	(*PullLayerResponse)(nil),   // 1: coffer.imagepull.v1.PullLayerResponse
 	(*RemoveLayerRequest)(nil),  // 2: coffer.imagepull.v1.RemoveLayerRequest
 	(*RemoveLayerResponse)(nil), // 3: coffer.imagepull.v1.RemoveLayerResponse
+	(*PullImageRequest)(nil),    // 4: coffer.imagepull.v1.PullImageRequest
+	(*PullImageResponse)(nil),   // 5: coffer.imagepull.v1.PullImageResponse
+	(*RemoveImageRequest)(nil),  // 6: coffer.imagepull.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil), // 7: coffer.imagepull.v1.RemoveImageResponse
+	(*ListImagesRequest)(nil),   // 8: coffer.imagepull.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),  // 9: coffer.imagepull.v1.ListImagesResponse
+	(*Image)(nil),               // 10: coffer.imagepull.v1.Image
+	(*Usage)(nil),               // 11: coffer.imagepull.v1.Usage
+	(*GCRequest)(nil),           // 12: coffer.imagepull.v1.GCRequest
+	(*GCResponse)(nil),          // 13: coffer.imagepull.v1.GCResponse
+	(*WatchRequest)(nil),        // 14: coffer.imagepull.v1.WatchRequest
+	(*WatchEvent)(nil),          // 15: coffer.imagepull.v1.WatchEvent
 }
 var file_layerpuller_proto_depIdxs = []int32{
-	0, // 0: coffer.imagepull.v1.LayerPuller.PullLayer:input_type -> coffer.imagepull.v1.PullLayerRequest
-	2, // 1: coffer.imagepull.v1.LayerPuller.RemoveLayer:input_type -> coffer.imagepull.v1.RemoveLayerRequest
-	1, // 2: coffer.imagepull.v1.LayerPuller.PullLayer:output_type -> coffer.imagepull.v1.PullLayerResponse
-	3, // 3: coffer.imagepull.v1.LayerPuller.RemoveLayer:output_type -> coffer.imagepull.v1.RemoveLayerResponse
-	2, // [2:4] is the sub-list for method output_type
-	0, // [0:2] is the sub-list for method input_type
-	0, // [0:0] is the sub-list for extension type_name
-	0, // [0:0] is the sub-list for extension extendee
-	0, // [0:0] is the sub-list for field type_name
+	10, // 0: coffer.imagepull.v1.ListImagesResponse.images:type_name -> coffer.imagepull.v1.Image
+	11, // 1: coffer.imagepull.v1.ListImagesResponse.usage:type_name -> coffer.imagepull.v1.Usage
+	0,  // 2: coffer.imagepull.v1.LayerPuller.PullLayer:input_type -> coffer.imagepull.v1.PullLayerRequest
+	2,  // 3: coffer.imagepull.v1.LayerPuller.RemoveLayer:input_type -> coffer.imagepull.v1.RemoveLayerRequest
+	4,  // 4: coffer.imagepull.v1.ImagePuller.PullImage:input_type -> coffer.imagepull.v1.PullImageRequest
+	6,  // 5: coffer.imagepull.v1.ImagePuller.RemoveImage:input_type -> coffer.imagepull.v1.RemoveImageRequest
+	8,  // 6: coffer.imagepull.v1.ImagePuller.ListImages:input_type -> coffer.imagepull.v1.ListImagesRequest
+	12, // 7: coffer.imagepull.v1.ImagePuller.GC:input_type -> coffer.imagepull.v1.GCRequest
+	14, // 8: coffer.imagepull.v1.ImagePuller.Watch:input_type -> coffer.imagepull.v1.WatchRequest
+	1,  // 9: coffer.imagepull.v1.LayerPuller.PullLayer:output_type -> coffer.imagepull.v1.PullLayerResponse
+	3,  // 10: coffer.imagepull.v1.LayerPuller.RemoveLayer:output_type -> coffer.imagepull.v1.RemoveLayerResponse
+	5,  // 11: coffer.imagepull.v1.ImagePuller.PullImage:output_type -> coffer.imagepull.v1.PullImageResponse
+	7,  // 12: coffer.imagepull.v1.ImagePuller.RemoveImage:output_type -> coffer.imagepull.v1.RemoveImageResponse
+	9,  // 13: coffer.imagepull.v1.ImagePuller.ListImages:output_type -> coffer.imagepull.v1.ListImagesResponse
+	13, // 14: coffer.imagepull.v1.ImagePuller.GC:output_type -> coffer.imagepull.v1.GCResponse
+	15, // 15: coffer.imagepull.v1.ImagePuller.Watch:output_type -> coffer.imagepull.v1.WatchEvent
+	9,  // [9:16] is the sub-list for method output_type
+	2,  // [2:9] is the sub-list for method input_type
+	2,  // [2:2] is the sub-list for extension type_name
+	2,  // [2:2] is the sub-list for extension extendee
+	0,  // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_layerpuller_proto_init() }
@@ -290,9 +1160,9 @@ func file_layerpuller_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_layerpuller_proto_rawDesc), len(file_layerpuller_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   16,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_layerpuller_proto_goTypes,
 		DependencyIndexes: file_layerpuller_proto_depIdxs,

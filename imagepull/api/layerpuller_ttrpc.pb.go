@@ -61,3 +61,151 @@ func (c *layerpullerClient) RemoveLayer(ctx context.Context, req *RemoveLayerReq
 	}
 	return &resp, nil
 }
+
+type ImagePullerService interface {
+	PullImage(context.Context, *PullImageRequest) (*PullImageResponse, error)
+	RemoveImage(context.Context, *RemoveImageRequest) (*RemoveImageResponse, error)
+	ListImages(context.Context, *ListImagesRequest) (*ListImagesResponse, error)
+	GC(context.Context, *GCRequest) (*GCResponse, error)
+	Watch(context.Context, *WatchRequest, ImagePuller_WatchServer) error
+}
+
+type ImagePuller_WatchServer interface {
+	Send(*WatchEvent) error
+	ttrpc.StreamServer
+}
+
+type imagepullerWatchServer struct {
+	ttrpc.StreamServer
+}
+
+func (x *imagepullerWatchServer) Send(m *WatchEvent) error {
+	return x.StreamServer.SendMsg(m)
+}
+
+func RegisterImagePullerService(srv *ttrpc.Server, svc ImagePullerService) {
+	srv.RegisterService("coffer.imagepull.v1.ImagePuller", &ttrpc.ServiceDesc{
+		Methods: map[string]ttrpc.Method{
+			"PullImage": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req PullImageRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.PullImage(ctx, &req)
+			},
+			"RemoveImage": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req RemoveImageRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.RemoveImage(ctx, &req)
+			},
+			"ListImages": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ListImagesRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.ListImages(ctx, &req)
+			},
+			"GC": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req GCRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.GC(ctx, &req)
+			},
+		},
+		Streams: map[string]ttrpc.Stream{
+			"Watch": {
+				Handler: func(ctx context.Context, stream ttrpc.StreamServer) (interface{}, error) {
+					m := new(WatchRequest)
+					if err := stream.RecvMsg(m); err != nil {
+						return nil, err
+					}
+					return nil, svc.Watch(ctx, m, &imagepullerWatchServer{stream})
+				},
+				StreamingClient: false,
+				StreamingServer: true,
+			},
+		},
+	})
+}
+
+type ImagePullerClient interface {
+	PullImage(context.Context, *PullImageRequest) (*PullImageResponse, error)
+	RemoveImage(context.Context, *RemoveImageRequest) (*RemoveImageResponse, error)
+	ListImages(context.Context, *ListImagesRequest) (*ListImagesResponse, error)
+	GC(context.Context, *GCRequest) (*GCResponse, error)
+	Watch(context.Context, *WatchRequest) (ImagePuller_WatchClient, error)
+}
+
+type imagepullerClient struct {
+	client *ttrpc.Client
+}
+
+func NewImagePullerClient(client *ttrpc.Client) ImagePullerClient {
+	return &imagepullerClient{
+		client: client,
+	}
+}
+
+func (c *imagepullerClient) PullImage(ctx context.Context, req *PullImageRequest) (*PullImageResponse, error) {
+	var resp PullImageResponse
+	if err := c.client.Call(ctx, "coffer.imagepull.v1.ImagePuller", "PullImage", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *imagepullerClient) RemoveImage(ctx context.Context, req *RemoveImageRequest) (*RemoveImageResponse, error) {
+	var resp RemoveImageResponse
+	if err := c.client.Call(ctx, "coffer.imagepull.v1.ImagePuller", "RemoveImage", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *imagepullerClient) ListImages(ctx context.Context, req *ListImagesRequest) (*ListImagesResponse, error) {
+	var resp ListImagesResponse
+	if err := c.client.Call(ctx, "coffer.imagepull.v1.ImagePuller", "ListImages", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *imagepullerClient) GC(ctx context.Context, req *GCRequest) (*GCResponse, error) {
+	var resp GCResponse
+	if err := c.client.Call(ctx, "coffer.imagepull.v1.ImagePuller", "GC", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *imagepullerClient) Watch(ctx context.Context, req *WatchRequest) (ImagePuller_WatchClient, error) {
+	stream, err := c.client.NewStream(ctx, &ttrpc.StreamDesc{
+		StreamingClient: false,
+		StreamingServer: true,
+	}, "coffer.imagepull.v1.ImagePuller", "Watch", req)
+	if err != nil {
+		return nil, err
+	}
+	x := &imagepullerWatchClient{stream}
+	return x, nil
+}
+
+type ImagePuller_WatchClient interface {
+	Recv() (*WatchEvent, error)
+	ttrpc.ClientStream
+}
+
+type imagepullerWatchClient struct {
+	ttrpc.ClientStream
+}
+
+func (x *imagepullerWatchClient) Recv() (*WatchEvent, error) {
+	m := new(WatchEvent)
+	if err := x.ClientStream.RecvMsg(m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 )
@@ -20,6 +21,7 @@ import (
 const (
 	rootfsName = "rootfs"
 	configName = "config.json"
+	draftName  = "config.json.draft" // becomes configName when it is whole
 )
 
 // Bundler makes bundles whose writable layers lie in one directory.
@@ -32,24 +34,28 @@ type Bundler struct {
 // (ext4, xfs, btrfs or tmpfs; not another overlay).
 func New(scratch string) *Bundler { return &Bundler{scratch: scratch} }
 
-// Create mounts layers (directories, from the bottom up) at <bundle>/rootfs and
-// writes <bundle>/config.json. On an error nothing of it stays. Needs root. A
-// bundle that is there already is AlreadyExists.
-func (b *Bundler) Create(bundle string, layers []string, image ocispec.Image) (err error) {
+// Vacant reports, as an AlreadyExists error, what Create would find in its way.
+func (b *Bundler) Vacant(bundle string) error {
+	switch _, err := os.Lstat(filepath.Join(bundle, configName)); {
+	case err == nil:
+		return fmt.Errorf("bundle %s has a %s: remove it first, or choose another: %w", bundle, configName, errdefs.ErrAlreadyExists)
+	case !errors.Is(err, os.ErrNotExist):
+		return failed("look for "+configName, err)
+	}
+	return unused(filepath.Join(bundle, rootfsName))
+}
+
+// Create writes <bundle>/config.json and mounts layers (directories, from the
+// bottom up) at <bundle>/rootfs, which comes last. On an error nothing of it
+// stays, but the bundle directory. Needs root. A bundle that is there already is
+// AlreadyExists. manifest is what Mounted tells of it later.
+func (b *Bundler) Create(bundle string, manifest digest.Digest, layers []string, image ocispec.Image) (err error) {
 	rootfs, scratch := filepath.Join(bundle, rootfsName), b.scratchOf(bundle)
-	if _, err := os.Lstat(filepath.Join(bundle, configName)); err == nil {
-		return fmt.Errorf("bundle %s has a %s: unmount it first, or choose another: %w", bundle, configName, errdefs.ErrAlreadyExists)
+	if err := b.Vacant(bundle); err != nil {
+		return err
 	}
-	if err := os.MkdirAll(bundle, 0o750); err != nil {
+	if err := os.MkdirAll(rootfs, 0o750); err != nil {
 		return failed("make bundle", err)
-	}
-	// Mkdir, not MkdirAll: an existing one may be another's mount.
-	if err := os.Mkdir(rootfs, 0o750); errors.Is(err, os.ErrExist) {
-		if err := emptyDir(rootfs); err != nil {
-			return err
-		}
-	} else if err != nil {
-		return failed("make rootfs", err)
 	}
 	defer func() {
 		if err != nil {
@@ -70,23 +76,29 @@ func (b *Bundler) Create(bundle string, layers []string, image ocispec.Image) (e
 			return failed("make writable layer", err)
 		}
 	}
-	if err := mountOverlay(rootfs, layers, upper, work); err != nil {
+	o, err := mountOverlay(sourcePrefix+manifest.String(), rootfs, layers, upper, work)
+	if err != nil {
 		return failed("mount "+rootfs, err)
 	}
-	return writeConfig(bundle, rootfs, image)
+	defer o.close()
+	if err := writeConfig(bundle, rootDir{o.root}, image); err != nil {
+		return err
+	}
+	if err := o.attach(); err != nil {
+		return failed("mount "+rootfs, err)
+	}
+	return nil
 }
 
-// Remove undoes Create: it unmounts the rootfs and deletes the writable layer,
-// the mount point and config.json. What is not there is no error. The bundle
-// directory itself stays. A rootfs in use is FailedPrecondition.
+// Remove undoes Create, in whatever process that was, and however far it came:
+// it unmounts the rootfs and deletes the writable layer, the mount point and
+// config.json. What is not there is no error. The bundle directory itself stays.
+// A rootfs in use, or one that is another's mount, is FailedPrecondition, and
+// everything stays as it was.
 func (b *Bundler) Remove(bundle string) error {
 	rootfs := filepath.Join(bundle, rootfsName)
-	switch err := unix.Unmount(rootfs, unix.UMOUNT_NOFOLLOW); {
-	case err == nil, errors.Is(err, unix.ENOENT), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOTDIR):
-	case errors.Is(err, unix.EBUSY):
-		return fmt.Errorf("unmount %s: still in use: stop the container first: %w", rootfs, errdefs.ErrFailedPrecondition)
-	default:
-		return failed("unmount "+rootfs, err)
+	if err := unmount(rootfs); err != nil {
+		return err
 	}
 	// Not RemoveAll: if it is a mount after all, nothing in it may be lost.
 	err := unix.Rmdir(rootfs)
@@ -96,8 +108,10 @@ func (b *Bundler) Remove(bundle string) error {
 	if err != nil {
 		return failed("remove "+rootfs, err)
 	}
-	if err := os.Remove(filepath.Join(bundle, configName)); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
-		return failed("remove config.json", err)
+	for _, name := range []string{configName, draftName} {
+		if err := os.Remove(filepath.Join(bundle, name)); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+			return failed("remove "+name, err)
+		}
 	}
 	if err := os.RemoveAll(b.scratchOf(bundle)); err != nil {
 		return failed("remove writable layer", err)
@@ -144,9 +158,15 @@ func likeRoot(upper, top string) error {
 	return errors.Join(os.Lchown(upper, int(st.Uid), int(st.Gid)), unix.Chmod(upper, st.Mode&0o7777))
 }
 
-func emptyDir(dir string) error {
+// unused refuses a mount point that has files, or is one already.
+func unused(dir string) error {
+	if m, err := mountAt(dir); err != nil {
+		return err
+	} else if m.present {
+		return fmt.Errorf("%s is mounted already: unmount it first, or choose another bundle: %w", dir, errdefs.ErrAlreadyExists)
+	}
 	entries, err := os.ReadDir(dir)
-	if err != nil {
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return failed("read "+dir, err)
 	}
 	if len(entries) > 0 {
@@ -155,7 +175,7 @@ func emptyDir(dir string) error {
 	return nil
 }
 
-func writeConfig(bundle, rootfs string, image ocispec.Image) error {
+func writeConfig(bundle string, rootfs rootDir, image ocispec.Image) error {
 	spec, err := newSpec(rootfs, image)
 	if err != nil {
 		return err
@@ -164,7 +184,11 @@ func writeConfig(bundle, rootfs string, image ocispec.Image) error {
 	if err != nil {
 		return fmt.Errorf("write config.json: %w", err)
 	}
-	if err := os.WriteFile(filepath.Join(bundle, configName), body, 0o600); err != nil {
+	draft := filepath.Join(bundle, draftName)
+	if err := os.WriteFile(draft, body, 0o600); err != nil {
+		return failed("write config.json", err)
+	}
+	if err := os.Rename(draft, filepath.Join(bundle, configName)); err != nil {
 		return failed("write config.json", err)
 	}
 	return nil

@@ -23,25 +23,37 @@ const (
 	maxStack = 500
 )
 
-// mountOverlay mounts layers, bottom up, at target.
-func mountOverlay(target string, layers []string, upper, work string) error {
+// An overlay is mounted, but nobody sees it before attach.
+type overlay struct {
+	root   *os.File // its root directory
+	attach func() error
+}
+
+// close ends an overlay that was not attached; an attached one stays.
+func (o *overlay) close() { _ = o.root.Close() }
+
+// mountOverlay makes an overlay of layers, bottom up, for target. source is the
+// name under which mountinfo has it. The caller closes it. Before Linux 6.7 it
+// is at target from the beginning.
+func mountOverlay(source, target string, layers []string, upper, work string) (*overlay, error) {
 	switch {
 	case len(layers) == 0:
-		return fmt.Errorf("the image has no layers: %w", errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("the image has no layers: %w", errdefs.ErrInvalidArgument)
 	case len(layers) > maxStack:
-		return fmt.Errorf("the image has %d layers, overlayfs takes %d: squash some: %w", len(layers), maxStack, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("the image has %d layers, overlayfs takes %d: squash some: %w", len(layers), maxStack, errdefs.ErrInvalidArgument)
 	}
 	lowers := slices.Clone(layers)
 	slices.Reverse(lowers) // overlayfs wants the top first
-	err := mountNew(target, lowers, upper, work)
+	o, err := mountNew(source, target, lowers, upper, work)
 	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPERM) {
 		// No fsopen, or an overlayfs without lowerdir+ (before Linux 6.7).
-		if oldErr := mountOld(target, lowers, upper, work); oldErr != nil {
-			return errors.Join(oldErr, err)
+		old, oldErr := mountOld(source, target, lowers, upper, work)
+		if oldErr != nil {
+			return nil, errors.Join(oldErr, err)
 		}
-		return nil
+		return old, nil
 	}
-	return err
+	return o, err
 }
 
 // paths names directories by their path, or by an open file descriptor where
@@ -72,10 +84,10 @@ func (p *paths) close() {
 
 // mountNew uses fsopen(2), one call for each layer, which sets no limit on
 // their names together.
-func mountNew(target string, lowers []string, upper, work string) error {
+func mountNew(source, target string, lowers []string, upper, work string) (*overlay, error) {
 	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
-		return os.NewSyscallError("fsopen", err)
+		return nil, os.NewSyscallError("fsopen", err)
 	}
 	fs := os.NewFile(uintptr(fd), "overlay")
 	defer func() { _ = fs.Close() }()
@@ -88,24 +100,33 @@ func mountNew(target string, lowers []string, upper, work string) error {
 		}
 		return os.NewSyscallError("fsconfig "+key, unix.FsconfigSetString(fd, key, name))
 	}
+	if err := unix.FsconfigSetString(fd, "source", source); err != nil {
+		return nil, os.NewSyscallError("fsconfig source", err)
+	}
 	for _, lower := range lowers {
 		if err := set("lowerdir+", lower); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if err := errors.Join(set("upperdir", upper), set("workdir", work)); err != nil {
-		return err
+		return nil, err
+	}
+	// The writable layer does not outlive the machine, so nothing of it is worth
+	// a flush; without this to unmount it flushes the whole file system below.
+	if err := unix.FsconfigSetFlag(fd, "volatile"); err != nil {
+		return nil, os.NewSyscallError("fsconfig volatile", err)
 	}
 	if err := unix.FsconfigCreate(fd); err != nil {
-		return fmt.Errorf("fsconfig create: %w%s", err, kernelText(fd))
+		return nil, fmt.Errorf("fsconfig create: %w%s", err, kernelText(fd))
 	}
 	mfd, err := unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, 0)
 	if err != nil {
-		return os.NewSyscallError("fsmount", err)
+		return nil, os.NewSyscallError("fsmount", err)
 	}
-	m := os.NewFile(uintptr(mfd), "overlay mount")
-	defer func() { _ = m.Close() }()
-	return os.NewSyscallError("move_mount", unix.MoveMount(mfd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH))
+	attach := func() error {
+		return os.NewSyscallError("move_mount", unix.MoveMount(mfd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH))
+	}
+	return &overlay{root: os.NewFile(uintptr(mfd), target), attach: attach}, nil
 }
 
 // kernelText is what the kernel logged about a mount that failed.
@@ -119,7 +140,7 @@ func kernelText(fd int) string {
 }
 
 // mountOld uses mount(2), where all names share one page.
-func mountOld(target string, lowers []string, upper, work string) error {
+func mountOld(source, target string, lowers []string, upper, work string) (*overlay, error) {
 	options := func(longest int) (string, *paths, error) {
 		p := &paths{longest: longest, special: ":,\\"}
 		names := make([]string, len(lowers))
@@ -141,10 +162,17 @@ func mountOld(target string, lowers []string, upper, work string) error {
 	}
 	defer p.close()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if len(data) > maxOptions {
-		return fmt.Errorf("the names of %d layers do not fit into one mount call: use Linux 6.7 or later: %w", len(lowers), errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("the names of %d layers do not fit into one mount call: use Linux 6.7 or later: %w", len(lowers), errdefs.ErrInvalidArgument)
 	}
-	return os.NewSyscallError("mount", unix.Mount("overlay", target, "overlay", 0, data))
+	if err := unix.Mount(source, target, "overlay", 0, data); err != nil {
+		return nil, os.NewSyscallError("mount", err)
+	}
+	root, err := os.OpenFile(target, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, errors.Join(err, unmount(target))
+	}
+	return &overlay{root: root, attach: func() error { return nil }}, nil
 }

@@ -50,9 +50,11 @@ func TestOldMount(t *testing.T) {
 	}
 	target, upper, wd := mkdir("target"), mkdir("upper"), mkdir("work")
 	for _, n := range []int{3, 150} {
-		if err := mountOld(target, lowers[:n], upper, wd); err != nil {
+		o, err := mountOld("test", target, lowers[:n], upper, wd)
+		if err != nil {
 			t.Fatal(err)
 		}
+		o.close()
 		if got, _ := os.ReadFile(filepath.Join(target, "file")); string(got) != "0" {
 			t.Errorf("%d layers: got %q", n, got)
 		}
@@ -60,7 +62,7 @@ func TestOldMount(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := mountOverlay(target, make([]string, maxStack+1), upper, wd); !errdefs.IsInvalidArgument(err) {
+	if _, err := mountOverlay("test", target, make([]string, maxStack+1), upper, wd); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("too many layers: %v", err)
 	}
 }

@@ -20,11 +20,15 @@ const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbi
 // newSpec is a runtime config for the image: its process in namespaces of its
 // own, with the usual mounts and the capabilities container tools give by
 // default. A caller such as kata-agent takes the process from it.
-func newSpec(rootfs string, image ocispec.Image) (*specs.Spec, error) {
+func newSpec(rootfs rootDir, image ocispec.Image) (*specs.Spec, error) {
 	if image.OS != "" && image.OS != "linux" {
 		return nil, fmt.Errorf("image is for %.100q, not for linux: %w", image.OS, errdefs.ErrInvalidArgument)
 	}
-	user, err := resolveUser(rootfs, image.Config.User)
+	user, err := rootfs.resolveUser(image.Config.User)
+	if err != nil {
+		return nil, err
+	}
+	volumes, err := rootfs.volumes(image.Config.Volumes)
 	if err != nil {
 		return nil, err
 	}
@@ -45,7 +49,8 @@ func newSpec(rootfs string, image ocispec.Image) (*specs.Spec, error) {
 		Version:     specs.Version,
 		Process:     process,
 		Root:        &specs.Root{Path: rootfsName},
-		Mounts:      mounts(),
+		Hostname:    "coffer",
+		Mounts:      append(mounts(), volumes...),
 		Annotations: annotations(image),
 		Linux: &specs.Linux{
 			Resources: &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}},
@@ -96,6 +101,8 @@ func annotations(image ocispec.Image) map[string]string {
 		}
 	}
 	put("os", image.OS)
+	put("os.version", image.OSVersion)
+	put("os.features", strings.Join(image.OSFeatures, ","))
 	put("architecture", image.Architecture)
 	put("variant", image.Variant)
 	put("author", image.Author)

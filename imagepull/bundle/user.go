@@ -4,17 +4,13 @@
 package bundle
 
 import (
-	"errors"
 	"fmt"
-	"io"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -23,15 +19,15 @@ const (
 )
 
 // resolveUser turns an image's User (user, uid, user:group, ...) into ids, by
-// the passwd and group files in the rootfs. A number needs no entry there, a
-// name does; supplementary groups are those that list the user, unless a group
-// is named.
-func resolveUser(rootfs, user string) (specs.User, error) {
-	passwd, err := readInside(rootfs, "etc/passwd")
+// the passwd and group files in the rootfs, as containerd does. A number needs no
+// entry there, a name does. The additional groups are the primary one and those
+// that list the user.
+func (r rootDir) resolveUser(user string) (specs.User, error) {
+	passwd, err := r.read("etc/passwd")
 	if err != nil {
 		return specs.User{}, err
 	}
-	group, err := readInside(rootfs, "etc/group")
+	group, err := r.read("etc/group")
 	if err != nil {
 		return specs.User{}, err
 	}
@@ -39,7 +35,10 @@ func resolveUser(rootfs, user string) (specs.User, error) {
 }
 
 func lookupUser(user, passwd, group string) (specs.User, error) {
-	name, groupName, hasGroup := strings.Cut(user, ":")
+	if user == "" {
+		return specs.User{AdditionalGids: memberships("root", group, 0)}, nil
+	}
+	name, groupName, _ := strings.Cut(user, ":")
 	if name == "" {
 		name = "0"
 	}
@@ -47,7 +46,7 @@ func lookupUser(user, passwd, group string) (specs.User, error) {
 	id, isNumber := parseID(name)
 	account := find(passwd, 4, func(f []string) bool {
 		n, ok := parseID(f[2])
-		return f[0] == name || isNumber && ok && n == id
+		return !isNumber && f[0] == name || isNumber && ok && n == id
 	})
 	switch {
 	case account != nil:
@@ -62,14 +61,18 @@ func lookupUser(user, passwd, group string) (specs.User, error) {
 	default:
 		return u, fmt.Errorf("user %.100q is not in the image's /etc/passwd: set USER to a number or to a name that is: %w", user, errdefs.ErrInvalidArgument)
 	}
-	if hasGroup && groupName != "" {
+	if groupName != "" {
 		gid, err := lookupGroup(groupName, group)
+		if err != nil {
+			return specs.User{}, err
+		}
 		u.GID = gid
-		return u, err
 	}
+	member := ""
 	if account != nil {
-		u.AdditionalGids = memberships(account[0], group, u.GID)
+		member = account[0]
 	}
+	u.AdditionalGids = memberships(member, group, u.GID)
 	return u, nil
 }
 
@@ -87,17 +90,18 @@ func lookupGroup(name, group string) (uint32, error) {
 	return 0, fmt.Errorf("group %.100q is not in the image's /etc/group: set USER with a number or a name that is: %w", name, errdefs.ErrInvalidArgument)
 }
 
-// memberships are the groups that list the user, without the primary one.
+// memberships are the primary group and, sorted, those that list the user.
 func memberships(user, group string, primary uint32) []uint32 {
 	var gids []uint32
 	find(group, 4, func(f []string) bool {
-		if id, ok := parseID(f[2]); ok && id != primary && slices.Contains(strings.Split(f[3], ","), user) {
+		id, ok := parseID(f[2])
+		if ok && id != primary && user != "" && f[0] != user && slices.Contains(strings.Split(f[3], ","), user) {
 			gids = append(gids, id)
 		}
 		return false
 	})
 	slices.Sort(gids)
-	return slices.Compact(gids)
+	return append([]uint32{primary}, slices.Compact(gids)...)
 }
 
 // find returns the fields of the first line that has at least n and matches.
@@ -114,41 +118,4 @@ func find(file string, n int, matches func(fields []string) bool) []string {
 func parseID(s string) (uint32, bool) {
 	n, err := strconv.ParseUint(s, 10, 32)
 	return uint32(n), err == nil && n <= maxID
-}
-
-// readInside reads a regular file of the rootfs, where links lead nowhere else.
-// A missing one is empty.
-func readInside(rootfs, name string) (string, error) {
-	root, err := os.OpenFile(rootfs, unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return "", failed("open rootfs", err)
-	}
-	defer func() { _ = root.Close() }()
-	fd, err := unix.Openat2(int(root.Fd()), name, &unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	})
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
-		return "", nil
-	}
-	if err != nil {
-		return "", fmt.Errorf("read /%s of the image: %w: %w", name, err, errdefs.ErrInvalidArgument)
-	}
-	f := os.NewFile(uintptr(fd), name)
-	defer func() { _ = f.Close() }()
-	info, err := f.Stat()
-	if err != nil {
-		return "", failed("read /"+name, err)
-	}
-	if !info.Mode().IsRegular() {
-		return "", fmt.Errorf("/%s of the image is no regular file: %w", name, errdefs.ErrInvalidArgument)
-	}
-	b, err := io.ReadAll(io.LimitReader(f, maxAccounts+1))
-	if err != nil {
-		return "", failed("read /"+name, err)
-	}
-	if len(b) > maxAccounts {
-		return "", fmt.Errorf("/%s of the image is larger than %d MiB: %w", name, maxAccounts>>20, errdefs.ErrInvalidArgument)
-	}
-	return string(b), nil
 }

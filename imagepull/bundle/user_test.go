@@ -12,22 +12,23 @@ import (
 )
 
 const (
-	somePasswd = "root:x:0:0:root:/root:/bin/sh\n# comment\nbad\napp:x:7:8::/:\nbroken:x:x:1::/:\n"
+	somePasswd = "root:x:0:0:root:/root:/bin/sh\n# comment\nbad\napp:x:7:8::/:\nbroken:x:x:1::/:\nsecond:x:7:9::/:\n"
 	someGroup  = "root:x:0:\nmore:x:9:x,app\nother:x:10:app,\nstaff:x:50:\n"
 )
 
 func TestLookupUser(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]*specs.User{
-		"":            {},
-		"root":        {},
-		"app":         {UID: 7, GID: 8, AdditionalGids: []uint32{9, 10}},
-		"7":           {UID: 7, GID: 8, AdditionalGids: []uint32{9, 10}},
-		"1000":        {UID: 1000},
-		"app:staff":   {UID: 7, GID: 50},
-		"1000:1001":   {UID: 1000, GID: 1001},
-		":staff":      {GID: 50},
-		"app:":        {UID: 7, GID: 8, AdditionalGids: []uint32{9, 10}},
+		"":            {AdditionalGids: []uint32{0}},
+		"root":        {AdditionalGids: []uint32{0}},
+		"app":         {UID: 7, GID: 8, AdditionalGids: []uint32{8, 9, 10}},
+		"7":           {UID: 7, GID: 8, AdditionalGids: []uint32{8, 9, 10}},
+		"1000":        {UID: 1000, AdditionalGids: []uint32{0}},
+		"app:staff":   {UID: 7, GID: 50, AdditionalGids: []uint32{50, 9, 10}},
+		"1000:1001":   {UID: 1000, GID: 1001, AdditionalGids: []uint32{1001}},
+		":staff":      {GID: 50, AdditionalGids: []uint32{50}},
+		"app:":        {UID: 7, GID: 8, AdditionalGids: []uint32{8, 9, 10}},
+		"second":      {UID: 7, GID: 9, AdditionalGids: []uint32{9}},
 		"nobody":      nil,
 		"broken":      nil,
 		"app:nogroup": nil,

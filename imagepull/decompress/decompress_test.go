@@ -10,6 +10,7 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"testing/iotest"
 
@@ -229,9 +230,16 @@ func TestWindowLimit(t *testing.T) {
 		"window":         {0x28, 0xb5, 0x2f, 0xfd, 0x00, 18 << 3, 0x01, 0x00, 0x00},
 		"single segment": {0x28, 0xb5, 0x2f, 0xfd, 0xa0, 0x00, 0x00, 0x00, 0x10, 0x01, 0x00, 0x00},
 	} {
-		if _, err := readAll(zstdType, bytes.NewReader(blob)); !errdefs.IsInvalidArgument(err) {
+		if _, err := readAll(zstdType, bytes.NewReader(blob)); !errdefs.IsInvalidArgument(err) ||
+			!strings.Contains(err.Error(), "a window of more than 128 MiB") {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+	// In a second frame it is no better, and all frames share one window.
+	small := zstdCompressed(t, content(1000))
+	huge := []byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, 21 << 3, 0x01, 0x00, 0x00} // 2 GiB
+	if _, err := readAll(zstdType, bytes.NewReader(join(small, huge))); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("second frame: %v", err)
 	}
 }
 

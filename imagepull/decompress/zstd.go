@@ -15,10 +15,12 @@ import (
 // accepts without being told (--long=27).
 const maxWindow = 128 << 20
 
-// openZstd reads all frames of zstd data up to the end of r, in the calling
-// goroutine.
-func openZstd(r io.Reader) (io.ReadCloser, error) {
-	decoder, err := zstd.NewReader(r,
+// zstdDecoder reads all frames of zstd data up to the end of its input, in the
+// calling goroutine. Its memory is about the largest window of those frames.
+type zstdDecoder struct{ *zstd.Decoder }
+
+func newZstd(r io.Reader) (decoder, error) {
+	z, err := zstd.NewReader(r,
 		zstd.WithDecoderConcurrency(1),
 		zstd.WithDecoderLowmem(true),
 		zstd.WithDecoderMaxWindow(maxWindow),
@@ -27,8 +29,12 @@ func openZstd(r io.Reader) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	return decoder.IOReadCloser(), nil
+	return zstdDecoder{z}, nil
 }
+
+func (d zstdDecoder) forget() error { return d.Reset(nil) }
+
+func (d zstdDecoder) reset(r io.Reader) error { return d.Reset(r) }
 
 // exceedsMemory reports whether a decoder refused its input for maxWindow.
 func exceedsMemory(err error) bool {

@@ -41,8 +41,11 @@ type Pushed struct {
 	// Reference is host/repository:tag, Repository what is between host and tag.
 	Reference, Repository string
 	Manifest              ocispec.Descriptor
+	ConfigDigest          digest.Digest
 	Config                ocispec.Image
 	Layers                []Built
+
+	tag string
 }
 
 // Chain is the chain id of the topmost layer.
@@ -55,7 +58,7 @@ func (r *Registry) Push(t testing.TB, name string, image Image) Pushed {
 	if !ok {
 		t.Fatalf("imagetest: %q is not repository:tag", name)
 	}
-	p := Pushed{Reference: r.host + "/" + name, Repository: repository}
+	p := Pushed{Reference: r.host + "/" + name, Repository: repository, tag: tag}
 	manifest := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest}
 	p.Config = ocispec.Image{Config: image.Config, Platform: image.Platform, RootFS: ocispec.RootFS{Type: "layers"}}
 	if p.Config.OS == "" {
@@ -85,7 +88,8 @@ func (r *Registry) Push(t testing.TB, name string, image Image) Pushed {
 	config, err := json.Marshal(p.Config)
 	must(t, err)
 	r.putBlob(t, repository, config)
-	manifest.Config = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: digest.FromBytes(config), Size: int64(len(config))}
+	p.ConfigDigest = digest.FromBytes(config)
+	manifest.Config = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: p.ConfigDigest, Size: int64(len(config))}
 	if image.Docker {
 		manifest.MediaType, manifest.Config.MediaType = dockerManifest, dockerConfig
 	}

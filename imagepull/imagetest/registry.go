@@ -33,21 +33,30 @@ type Registry struct {
 	inner http.Handler
 	tls   bool
 
-	mu       sync.Mutex
-	server   *httptest.Server
-	login    *Login
-	replaced map[digest.Digest][]byte
-	faults   map[string][]*Fault // by digest, tag or "*"
-	requests map[string][]*Request
-	began    map[string]chan struct{} // closed at the first GET
+	mu        sync.Mutex
+	server    *httptest.Server
+	login     *Login
+	replaced  map[digest.Digest][]byte
+	documents map[string]document // instead of manifests, by digest or tag
+	faults    map[string][]*Fault // by digest, tag, tokenName or "*"
+	requests  map[string][]*Request
+	began     map[string]chan struct{} // closed at the first GET
+	busy      int                      // GETs that have not ended
+	idle      *sync.Cond               // on mu, told when busy is 0
 }
 
 // Request is one GET of a manifest or blob. Status and Served are 0 until it
 // has ended.
 type Request struct {
-	Range  string // the header, empty for the whole
-	Status int
-	Served int64 // body bytes written
+	Range         string // the header, empty for the whole
+	Authorization string // the header, empty without a login
+	Status        int
+	Served        int64 // body bytes written
+}
+
+type document struct {
+	mediaType string
+	body      []byte
 }
 
 // New starts a registry that speaks plain HTTP; it ends with the test.
@@ -56,16 +65,27 @@ func New(t testing.TB) *Registry { return start(t, false) }
 // NewTLS starts one that speaks HTTPS with a certificate only CA trusts.
 func NewTLS(t testing.TB) *Registry { return start(t, true) }
 
+// NewMirror starts one on another port that has what r has, and faults of its
+// own. It speaks plain HTTP.
+func NewMirror(t testing.TB, r *Registry) *Registry {
+	t.Helper()
+	m := start(t, false)
+	m.inner = r.inner
+	return m
+}
+
 func start(t testing.TB, tls bool) *Registry {
 	t.Helper()
 	r := &Registry{
-		inner:    ggcr.New(ggcr.Logger(log.New(io.Discard, "", 0))),
-		tls:      tls,
-		replaced: make(map[digest.Digest][]byte),
-		faults:   make(map[string][]*Fault),
-		requests: make(map[string][]*Request),
-		began:    make(map[string]chan struct{}),
+		inner:     ggcr.New(ggcr.Logger(log.New(io.Discard, "", 0))),
+		tls:       tls,
+		replaced:  make(map[digest.Digest][]byte),
+		documents: make(map[string]document),
+		faults:    make(map[string][]*Fault),
+		requests:  make(map[string][]*Request),
+		began:     make(map[string]chan struct{}),
 	}
+	r.idle = sync.NewCond(&r.mu)
 	r.listen(t, "127.0.0.1:0")
 	r.host = r.server.Listener.Addr().String()
 	t.Cleanup(r.Away)
@@ -138,7 +158,8 @@ func (r *Registry) Back(t testing.TB) {
 	r.listen(t, r.host)
 }
 
-// Requests lists the GETs of a blob or manifest so far, by digest or tag.
+// Requests lists the GETs of a blob or manifest so far, by digest or tag, or
+// those of the token server as "token".
 func (r *Registry) Requests(name string) []Request {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -147,6 +168,16 @@ func (r *Registry) Requests(name string) []Request {
 		list[i] = *entry
 	}
 	return list
+}
+
+// Settle waits until all GETs so far have ended, so that Requests has their
+// outcome.
+func (r *Registry) Settle() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for r.busy > 0 {
+		r.idle.Wait()
+	}
 }
 
 // Began is closed when the first GET of this digest or tag has come.
@@ -194,6 +225,14 @@ func (r *Registry) Replace(repository string, d digest.Digest, edit func([]byte)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.replaced[d] = content
+}
+
+// Serve answers GETs of a manifest, by digest or tag, with body from now on,
+// whatever its digest is.
+func (r *Registry) Serve(name, mediaType string, body []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.documents[name] = document{mediaType, body}
 }
 
 // put stores a blob or manifest without going through the network.

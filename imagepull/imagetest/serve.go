@@ -4,108 +4,177 @@
 package imagetest
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
+	"net/url"
 	"strconv"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
 )
 
-// Fault is one way for a GET to go wrong. Faults of a name are used up in the
-// order they were added; the zero value is no fault.
-type Fault struct {
-	// Times is how many requests it hits; 0 means all from then on.
-	Times int
-	// Status answers with this instead; RetryAfter becomes its header.
-	Status     int
-	RetryAfter string
-	// Cut ends the connection, Stall sends nothing more until the client
-	// gives up, each after this request's first After body bytes.
-	Cut, Stall bool
-	After      int64
-	// IgnoreRange answers ranges with the whole.
-	IgnoreRange bool
-	// Chunked announces no length.
-	Chunked bool
-}
-
-// Fail adds a fault for a blob or manifest, by digest, tag, or "*" for all.
-func (r *Registry) Fail(name string, f Fault) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.faults[name] = append(r.faults[name], &f)
-}
-
-// Heal removes all faults.
-func (r *Registry) Heal() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	clear(r.faults)
-}
-
-// next takes the fault that hits this request.
-func (r *Registry) next(name string) Fault {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, key := range []string{name, "*"} {
-		list := r.faults[key]
-		if len(list) == 0 {
-			continue
-		}
-		f := *list[0]
-		if list[0].Times > 0 {
-			if list[0].Times--; list[0].Times == 0 {
-				r.faults[key] = list[1:]
-			}
-		}
-		return f
-	}
-	return Fault{}
-}
+// tokenName is the token server in Fail and Requests.
+const tokenName = "token"
 
 func (r *Registry) serve(w http.ResponseWriter, req *http.Request) {
-	if req.URL.Path == "/token" {
-		r.token(w, req)
-		return
-	}
-	if !r.allowed(w, req) {
-		return
-	}
 	repository, kind, name := split(req.URL.Path)
-	if req.Method != http.MethodGet || kind == "" {
+	switch {
+	case req.URL.Path == "/token":
+		name = tokenName
+	case !r.allowed(w, req):
+		return
+	case req.Method != http.MethodGet || kind == "":
 		r.inner.ServeHTTP(w, req)
 		return
 	}
 	f := r.next(name)
 	counter := &faultWriter{ResponseWriter: w, req: req, fault: f}
-	entry := r.arrived(name, req.Header.Get("Range"))
+	entry := r.arrived(name, req)
 	defer func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		entry.Status, entry.Served = counter.status, counter.served
-	}()
-	switch {
-	case f.Status != 0:
-		if f.RetryAfter != "" {
-			counter.Header().Set("Retry-After", f.RetryAfter)
+		if r.busy--; r.busy == 0 {
+			r.idle.Broadcast()
 		}
-		fail(counter, f.Status)
-	case kind == "blobs":
-		r.blob(counter, req, repository, name, f)
+	}()
+	if f.instead(counter, req) {
+		return
+	}
+	f.send(counter, req, r.answer(kind, repository, name, req))
+}
+
+// answer is what the registry would say to a request without a range.
+type answer struct {
+	status  int
+	header  http.Header
+	content []byte
+}
+
+func (r *Registry) answer(kind, repository, name string, req *http.Request) answer {
+	rec := httptest.NewRecorder()
+	switch kind {
+	case "blobs":
+		content := r.Blob(repository, digest.Digest(name))
+		if content == nil {
+			fail(rec, http.StatusNotFound)
+			break
+		}
+		return answer{http.StatusOK, http.Header{"Content-Type": {"application/octet-stream"}, "Docker-Content-Digest": {name}}, content}
+	case "manifests":
+		r.mu.Lock()
+		d, ok := r.documents[name]
+		r.mu.Unlock()
+		if ok {
+			return answer{http.StatusOK, http.Header{"Content-Type": {d.mediaType}}, d.body}
+		}
+		r.inner.ServeHTTP(rec, req)
 	default:
-		r.inner.ServeHTTP(counter, req)
+		r.token(rec, req)
+	}
+	return answer{rec.Code, rec.Header(), rec.Body.Bytes()}
+}
+
+// instead does what the fault does in the place of an answer, if it does.
+func (f Fault) instead(w *faultWriter, req *http.Request) bool {
+	switch {
+	case f.Mute:
+		<-req.Context().Done()
+	case f.Raw != nil:
+		conn, _, err := http.NewResponseController(w.ResponseWriter).Hijack()
+		if err != nil {
+			return true
+		}
+		defer conn.Close()
+		w.served, _ = io.Copy(conn, f.Raw()) // the client may well go away
+	case f.Redirect != "":
+		to, err := url.Parse(f.Redirect)
+		if err == nil && to.Path == "" {
+			to.Path = req.URL.Path
+		}
+		w.Header().Set("Location", to.String())
+		w.WriteHeader(http.StatusTemporaryRedirect)
+	case f.Status != 0 && f.Stream == nil:
+		if f.RetryAfter != "" {
+			w.Header().Set("Retry-After", f.RetryAfter)
+		}
+		f.setHeader(w)
+		fail(w, f.Status)
+	default:
+		return false
+	}
+	return true
+}
+
+// send sends an answer with all that is wrong with it.
+func (f Fault) send(w *faultWriter, req *http.Request, a answer) {
+	if f.Edit != nil {
+		a.content = f.Edit(bytes.Clone(a.content))
+	}
+	body, length := io.Reader(bytes.NewReader(a.content)), int64(len(a.content))
+	header := req.Header.Get("Range")
+	switch {
+	case f.Stream != nil:
+		body, length = f.Stream(), 0
+		if f.Status != 0 {
+			a.status = f.Status
+		}
+	case header != "" && !f.IgnoreRange && a.status == http.StatusOK:
+		first, last, ok := parseRange(header, length)
+		if !ok {
+			fail(w, http.StatusRequestedRangeNotSatisfiable)
+			return
+		}
+		a.header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", first, last, length))
+		a.status, length = http.StatusPartialContent, last+1-first
+		part := bytes.Clone(a.content[max(first+f.Shift, 0):])
+		for int64(len(part)) < length {
+			part = append(part, part...)
+		}
+		body = bytes.NewReader(part[:length])
+	}
+	if f.After < 0 {
+		w.fault.After += length
+	}
+	for k, v := range a.header {
+		w.Header()[k] = v
+	}
+	if f.Length != 0 {
+		length = f.Length
+		body = io.LimitReader(body, length)
+	}
+	w.Header().Del("Content-Length")
+	if !f.Chunked && (f.Stream == nil || f.Length != 0) {
+		w.Header().Set("Content-Length", strconv.FormatInt(length, 10))
+	}
+	f.setHeader(w)
+	w.WriteHeader(a.status)
+	if f.Chunked {
+		_ = http.NewResponseController(w.ResponseWriter).Flush()
+	}
+	_, _ = io.Copy(struct{ io.Writer }{w}, body)
+}
+
+func (f Fault) setHeader(w http.ResponseWriter) {
+	for k, v := range f.Header {
+		w.Header()[k] = v
+		if len(v) == 0 {
+			w.Header().Del(k)
+		}
 	}
 }
 
 // arrived notes a request.
-func (r *Registry) arrived(name, header string) *Request {
+func (r *Registry) arrived(name string, req *http.Request) *Request {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	entry := &Request{Range: header}
+	entry := &Request{Range: req.Header.Get("Range"), Authorization: req.Header.Get("Authorization")}
 	r.requests[name] = append(r.requests[name], entry)
+	r.busy++
 	if len(r.requests[name]) == 1 {
 		close(r.beganLocked(name))
 	}
@@ -123,34 +192,6 @@ func split(path string) (repository, kind, name string) {
 		return "", "", ""
 	}
 	return strings.Join(parts[:len(parts)-2], "/"), kind, name
-}
-
-func (r *Registry) blob(w http.ResponseWriter, req *http.Request, repository, name string, f Fault) {
-	content := r.Blob(repository, digest.Digest(name))
-	if content == nil {
-		fail(w, http.StatusNotFound)
-		return
-	}
-	size, status := int64(len(content)), http.StatusOK
-	if header := req.Header.Get("Range"); header != "" && !f.IgnoreRange {
-		first, last, ok := parseRange(header, size)
-		if !ok {
-			fail(w, http.StatusRequestedRangeNotSatisfiable)
-			return
-		}
-		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", first, last, size))
-		content, status = content[first:last+1], http.StatusPartialContent
-	}
-	w.Header().Set("Docker-Content-Digest", name)
-	w.Header().Set("Content-Type", "application/octet-stream")
-	if !f.Chunked {
-		w.Header().Set("Content-Length", strconv.Itoa(len(content)))
-	}
-	w.WriteHeader(status)
-	if f.Chunked {
-		_ = http.NewResponseController(w).Flush()
-	}
-	_, _ = w.Write(content)
 }
 
 // parseRange reads bytes=first-[last].

@@ -18,6 +18,10 @@ import (
 // except that a registry which announces another size is refused at once
 // (DataLoss). A registry that ignores ranges is read from the start and the
 // bytes before offset are dropped. All other errors are *Error or of ctx.
+//
+// Where the repository has several endpoints they are asked in order, those
+// last that have failed a moment ago: who fetches again after a failure in the
+// middle goes on at another one. See Reject for bytes that turn out wrong.
 func (c *Client) Fetch(ctx context.Context, ref string, desc ocispec.Descriptor, offset int64) (io.ReadCloser, error) {
 	r, err := ParseReference(ref)
 	if err != nil {
@@ -26,16 +30,41 @@ func (c *Client) Fetch(ctx context.Context, ref string, desc ocispec.Descriptor,
 	if err := checkDigest(desc.Digest); err != nil {
 		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrNotImplemented)
 	}
-	a := asked{registry: r.Registry, what: "blob " + desc.Digest.String() + " of " + r.Repository}
+	list, err := c.endpoints(r, forContent)
+	if err != nil {
+		return nil, err
+	}
+	several := len(list) > 1
+	key := blobKey{r.Name(), desc.Digest}
+	var body io.ReadCloser
+	err = c.each(ctx, r, "blob "+desc.Digest.String()+" of "+r.Repository, c.trusted(key, list), func(e endpoint, a asked) error {
+		opened, err := c.openBlob(ctx, a, desc, offset)
+		if err != nil {
+			return err
+		}
+		body = opened
+		if several {
+			c.sent(key, e, offset)
+			body = &mirroredBody{ReadCloser: opened, client: c, asked: a, left: desc.Size - offset}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return body, nil
+}
+
+func (c *Client) openBlob(ctx context.Context, a asked, desc ocispec.Descriptor, offset int64) (io.ReadCloser, error) {
 	header := http.Header{}
 	if offset > 0 {
 		// Both ends, as some registries ask for.
 		header.Set("Range", fmt.Sprintf("bytes=%d-%d", offset, desc.Size-1))
 	}
-	resp, err := c.get(ctx, r, a, c.url(r, "blobs", desc.Digest.String()), header)
+	resp, err := c.get(ctx, a, "/blobs/"+desc.Digest.String(), header)
 	if err != nil {
 		if e, ok := err.(*Error); ok && e.Status == http.StatusRequestedRangeNotSatisfiable { //nolint:errorlint // get returns it bare
-			return nil, a.fail(errdefs.ErrDataLoss, "the registry has fewer than the %d bytes of the manifest: push the image again", desc.Size)
+			return nil, a.fail(errdefs.ErrDataLoss, "the registry has fewer than the %d bytes of the manifest", desc.Size).advise("push the image again")
 		}
 		return nil, err
 	}
@@ -65,13 +94,37 @@ func checkBlob(resp *http.Response, a asked, size, offset int64) error {
 		}
 		return err
 	default:
-		return a.fail(errdefs.ErrUnknown, "unexpected answer %s: is this an OCI registry?", statusText(resp.StatusCode))
+		return a.fail(errdefs.ErrUnknown, "unexpected answer %s", statusText(resp.StatusCode)).advise("is this an OCI registry?")
 	}
 }
 
 func checkSize(resp *http.Response, a asked, size, offset int64) error {
 	if n := resp.ContentLength; n >= 0 && n+offset != size {
-		return a.fail(errdefs.ErrDataLoss, "the registry's blob has %d bytes, the manifest says %d: push the image again", n+offset, size)
+		return a.fail(errdefs.ErrDataLoss, "the registry's blob has %d bytes, the manifest says %d", n+offset, size).advise("push the image again")
 	}
 	return nil
+}
+
+// mirroredBody is the body of a blob that others have too: one that fails or
+// ends too early lets its endpoint rest.
+type mirroredBody struct {
+	io.ReadCloser
+	client *Client
+	asked  asked
+	left   int64
+}
+
+func (b *mirroredBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.left -= int64(n)
+	switch err {
+	case nil:
+	case io.EOF:
+		if b.left > 0 {
+			b.client.note(b.asked.endpoint, &Error{Temporary: true})
+		}
+	default:
+		b.client.note(b.asked.endpoint, err)
+	}
+	return n, err
 }

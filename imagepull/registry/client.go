@@ -4,48 +4,54 @@
 package registry
 
 import (
-	"crypto/tls"
-	"crypto/x509"
-	"fmt"
-	"net"
 	"net/http"
-	"net/url"
 	"runtime"
+	"strings"
 	"sync"
 	"time"
 
-	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"oras.land/oras-go/v2/registry/remote/auth"
+
+	"github.com/coffer-cc/coffer/imagepull/registry/conf"
+	"github.com/coffer-cc/coffer/imagepull/registry/login"
 )
 
-const (
-	connectTimeout = 10 * time.Second
-	tlsTimeout     = 10 * time.Second
-	headerTimeout  = 30 * time.Second
-	idleTimeout    = 60 * time.Second
-	defaultStall   = 60 * time.Second
-	idlePerHost    = 16
-)
+const defaultStall = 60 * time.Second
+
+// CredentialSource finds credentials: a *login.Config or a *login.Loader.
+type CredentialSource = login.Source
 
 // Options of a Client. The zero value reads public registries over HTTPS.
 type Options struct {
 	// Insecure lists the registries (host or host:port, exactly as references
-	// name them) that are spoken to over plain HTTP. What they serve is still
-	// checked against the manifest digest.
+	// or the registries configuration name them) that are spoken to over plain
+	// HTTP. What they serve is still checked against the manifest digest.
 	Insecure []string
+	// Config is the registries configuration: mirrors, other locations, blocked
+	// names, what short names mean; nil is none. What it calls insecure is asked
+	// over HTTPS without a look at the certificate, then over plain HTTP.
+	Config *conf.Config
 	// CAs is PEM of authorities trusted beside the system's; empty adds none.
 	CAs []byte
-	// Credentials are the logins; nil pulls anonymously.
-	Credentials *Credentials
-	// Proxy chooses the proxy of a request; nil uses none.
-	Proxy func(*http.Request) (*url.URL, error)
-	// StallTimeout ends a request for which no byte came for so long; 0 means
-	// 60 s. There is no limit on the whole.
+	// TLS is by registry, host or host:port as references name it.
+	TLS map[string]HostTLS
+	// Credentials are the logins; nil pulls anonymously. They are asked for
+	// only after a registry has refused a request without, and again when it
+	// refuses one with.
+	Credentials CredentialSource
+	// Proxy is used for all registries and token servers.
+	Proxy Proxy
+	// StallTimeout ends a request for which no byte came for so long, be it
+	// while connecting, before the header, or in the body; 0 means 60 s. There
+	// is no limit on the whole.
 	StallTimeout time.Duration
 	// Platform chooses from an index; empty fields mean linux and the
 	// architecture this program was built for.
 	Platform ocispec.Platform
+	// FindIndex makes Resolve look, where it is given a tag and the digest of a
+	// platform's manifest, whether the tag is an index that has it, so that
+	// Image.Index is known to the image policy. That is one more request.
+	FindIndex bool
 	// UserAgent is sent with each request; empty means "coffer".
 	UserAgent string
 }
@@ -54,61 +60,53 @@ type Options struct {
 // Close lets its idle connections go.
 type Client struct {
 	http      *http.Client
-	transport *http.Transport
+	router    *router
+	config    *conf.Config
 	insecure  map[string]bool
-	creds     *Credentials
+	creds     CredentialSource
 	platform  ocispec.Platform
-	stall     time.Duration
+	findIndex bool
 	header    http.Header
 
-	mu    sync.Mutex
-	repos map[string]*auth.Client // by Reference.Name; guarded by mu
+	mu      sync.Mutex // guards what follows
+	auths   map[endpoint]*authState
+	schemes map[string]string    // of insecure endpoints, by host
+	resting map[string]time.Time // endpoints that failed, until when, by registry
+	blobs   map[blobKey]*sources // of repositories with several endpoints
 }
 
 // NewClient checks opts; it opens no connection. Errors are InvalidArgument.
 func NewClient(opts Options) (*Client, error) {
-	pool, err := x509.SystemCertPool()
+	stall := opts.StallTimeout
+	if stall <= 0 {
+		stall = defaultStall
+	}
+	router, err := newRouter(opts, stall)
 	if err != nil {
-		pool = x509.NewCertPool()
-	}
-	if len(opts.CAs) > 0 && !pool.AppendCertsFromPEM(opts.CAs) {
-		return nil, fmt.Errorf("registry ca_files: no PEM certificate in them: %w", errdefs.ErrInvalidArgument)
-	}
-	dialer := &net.Dialer{Timeout: connectTimeout, KeepAlive: 30 * time.Second}
-	transport := &http.Transport{
-		Proxy:                 opts.Proxy,
-		DialContext:           dialer.DialContext,
-		TLSClientConfig:       &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12},
-		TLSHandshakeTimeout:   tlsTimeout,
-		ResponseHeaderTimeout: headerTimeout,
-		IdleConnTimeout:       idleTimeout,
-		MaxIdleConnsPerHost:   idlePerHost,
-		// Blobs are compressed already, and their bytes are what is hashed.
-		DisableCompression: true,
-		// One TCP connection per layer: HTTP/2 would put all on one.
-		TLSNextProto: map[string]func(string, *tls.Conn) http.RoundTripper{},
+		return nil, err
 	}
 	c := &Client{
-		http:      &http.Client{Transport: transport},
-		transport: transport,
+		http:      &http.Client{Transport: router},
+		router:    router,
+		config:    opts.Config,
 		insecure:  make(map[string]bool, len(opts.Insecure)),
 		creds:     opts.Credentials,
 		platform:  opts.Platform,
-		stall:     opts.StallTimeout,
+		findIndex: opts.FindIndex,
 		header:    http.Header{"User-Agent": {"coffer"}},
-		repos:     make(map[string]*auth.Client),
+		auths:     make(map[endpoint]*authState),
+		schemes:   make(map[string]string),
+		resting:   make(map[string]time.Time),
+		blobs:     make(map[blobKey]*sources),
 	}
 	for _, host := range opts.Insecure {
-		c.insecure[host] = true
+		c.insecure[strings.ToLower(host)] = true
 	}
 	if c.platform.OS == "" {
 		c.platform.OS = "linux"
 	}
 	if c.platform.Architecture == "" {
 		c.platform.Architecture = runtime.GOARCH
-	}
-	if c.stall <= 0 {
-		c.stall = defaultStall
 	}
 	if opts.UserAgent != "" {
 		c.header.Set("User-Agent", opts.UserAgent)
@@ -117,32 +115,4 @@ func NewClient(opts Options) (*Client, error) {
 }
 
 // Close closes idle connections. Requests that run are not touched.
-func (c *Client) Close() { c.transport.CloseIdleConnections() }
-
-// authClient is the token-keeping client of one repository. Each has its own,
-// so that a login for one path is never sent for another.
-func (c *Client) authClient(ref Reference) *auth.Client {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	name := ref.Name()
-	a, ok := c.repos[name]
-	if !ok {
-		a = &auth.Client{
-			Client:     c.http,
-			Header:     c.header,
-			Credential: c.creds.forRepository(ref),
-			Cache:      auth.NewCache(),
-			ClientID:   "coffer",
-		}
-		c.repos[name] = a
-	}
-	return a
-}
-
-func (c *Client) url(ref Reference, kind, what string) string {
-	scheme := "https"
-	if c.insecure[ref.Registry] {
-		scheme = "http"
-	}
-	return scheme + "://" + ref.host() + "/v2/" + ref.Repository + "/" + kind + "/" + what
-}
+func (c *Client) Close() { c.router.closeIdle() }

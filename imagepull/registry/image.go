@@ -26,11 +26,19 @@ const maxLayers = 1024
 
 // Image is one platform's image, checked against its manifest digest.
 type Image struct {
-	// Reference is the image by digest: where its blobs are.
+	// Name is what was asked for, in full: the reference as the caller gave it
+	// or, where that has no registry, what its short name was found to mean. It
+	// never is a mirror's. It is what an image policy must be asked about.
+	Name string
+	// Reference is the image by digest, in the repository of Name: what Fetch
+	// takes.
 	Reference string
 	// Manifest is the platform's manifest, also where an index was resolved.
 	Manifest digest.Digest
-	Config   ocispec.Image
+	// Index is the index it was chosen from, that which the reference names
+	// where indexes are nested; empty without one.
+	Index  digest.Digest
+	Config ocispec.Image
 	// Layers from the bottom up.
 	Layers []Layer
 }
@@ -86,66 +94,6 @@ func parseDocument(body []byte, contentType string) (doc document, index bool, e
 		return doc, false, fmt.Errorf("manifest type %q is not an image: %w", clip(doc.MediaType, 100), errdefs.ErrNotImplemented)
 	}
 	return doc, len(doc.Manifests) > 0, nil
-}
-
-// choose picks the manifest of an index for the platform.
-func choose(manifests []ocispec.Descriptor, want ocispec.Platform) (ocispec.Descriptor, error) {
-	best, score := ocispec.Descriptor{}, 0
-	var offered []string
-	for _, m := range manifests {
-		if m.Platform == nil {
-			if len(manifests) == 1 { // the config says later what it is for
-				return m, checkDescriptor(m)
-			}
-			continue
-		}
-		offered = append(offered, platformName(*m.Platform))
-		if s := match(*m.Platform, want); s > score {
-			best, score = m, s
-		}
-	}
-	if score == 0 {
-		return best, fmt.Errorf("no image for %s, only for %s: push one for this platform: %w",
-			platformName(want), clip(strings.Join(offered, ", "), 200), errdefs.ErrNotFound)
-	}
-	return best, checkDescriptor(best)
-}
-
-// match scores an offer: 0 no, 3 the wanted variant itself.
-func match(offer, want ocispec.Platform) int {
-	if offer.OS != want.OS || offer.Architecture != want.Architecture {
-		return 0
-	}
-	switch {
-	case offer.Variant == want.Variant:
-		return 3
-	case offer.Variant == "" || offer.Variant == baseVariant(want.Architecture):
-		return 2
-	case want.Variant == "" && want.Architecture == "arm":
-		return 1
-	}
-	return 0
-}
-
-// baseVariant is the variant that an architecture without one means.
-func baseVariant(arch string) string {
-	switch arch {
-	case "arm64":
-		return "v8"
-	case "amd64":
-		return "v1"
-	case "arm":
-		return "v7"
-	}
-	return ""
-}
-
-func platformName(p ocispec.Platform) string {
-	s := p.OS + "/" + p.Architecture
-	if p.Variant != "" {
-		s += "/" + p.Variant
-	}
-	return s
 }
 
 func checkDescriptor(d ocispec.Descriptor) error {

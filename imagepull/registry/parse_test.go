@@ -6,6 +6,7 @@ package registry
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -20,6 +21,7 @@ func TestParseReference(t *testing.T) {
 		"a/b":                              "docker.io/a/b:latest",
 		"index.docker.io/busybox:1":        "docker.io/library/busybox:1",
 		"localhost/a":                      "localhost/a:latest",
+		"Docker.IO/busybox":                "docker.io/library/busybox:latest",
 		"127.0.0.1:5000/a/b:v1":            "127.0.0.1:5000/a/b:v1",
 		"h.example/a@" + someDigest:        "h.example/a@" + someDigest,
 		"h.example:1/a:t@" + someDigest:    "h.example:1/a:t@" + someDigest,
@@ -46,29 +48,20 @@ func TestParseReference(t *testing.T) {
 		}
 	}
 	ref, _ := ParseReference("busybox")
-	if ref.host() != "registry-1.docker.io" {
-		t.Errorf("docker.io is served by %q", ref.host())
+	if host := (endpoint{registry: ref.Registry}).host(); host != "registry-1.docker.io" {
+		t.Errorf("docker.io is served by %q", host)
 	}
 }
 
-func TestCredentialKeys(t *testing.T) {
+func TestRetryAfter(t *testing.T) {
 	t.Parallel()
-	c, err := ParseCredentials([]byte(`{"auths":{"https://index.docker.io/v1/":{"username":"hub","password":"x"},"h/a":{"identitytoken":"t"}},"credsStore":"pass"}`))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := c.lookup("docker.io/library/busybox").Username; got != "hub" {
-		t.Errorf("docker.io: %q", got)
-	}
-	if got := c.lookup("h/a/b").RefreshToken; got != "t" {
-		t.Errorf("h/a/b: %q", got)
-	}
-	if got := c.lookup("h/ab"); got.RefreshToken != "" {
-		t.Errorf("h/ab: %v", got)
-	}
-	for _, bad := range []string{"", "[]", `{"auths":{"h":{"auth":"%%%"}}}`, `{"auths":{"h":{"auth":"c2VjcmV0"}}}`} {
-		if _, err := ParseCredentials([]byte(bad)); !errdefs.IsInvalidArgument(err) || strings.Contains(err.Error(), "secret") {
-			t.Errorf("%q: %v", bad, err)
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for v, want := range map[string]time.Duration{
+		"": 0, "7": 7 * time.Second, "-7": 0, "soon": 0, "99999999999": 0,
+		"Fri, 02 Jan 2026 03:05:05 GMT": time.Minute, "Fri, 02 Jan 2026 03:00:00 GMT": 0,
+	} {
+		if got := retryAfter(v, now); got != want {
+			t.Errorf("%q: %s", v, got)
 		}
 	}
 }
@@ -102,8 +95,9 @@ func FuzzParseManifest(f *testing.F) {
 			return
 		}
 		if index {
-			if d, err := choose(doc.Manifests, ocispec.Platform{OS: "linux", Architecture: "amd64"}); err == nil && checkDescriptor(d) != nil {
-				t.Errorf("chose %+v", d)
+			w := walk{client: &Client{platform: ocispec.Platform{OS: "linux", Architecture: "amd64"}}}
+			if n := len(w.offers(doc.Manifests)); n > len(doc.Manifests) || len(w.offered) > 32 {
+				t.Errorf("%d offers, %d platforms", n, len(w.offered))
 			}
 			return
 		}
@@ -132,11 +126,15 @@ func FuzzParseConfig(f *testing.F) {
 	})
 }
 
-func FuzzParseCredentials(f *testing.F) {
-	f.Add([]byte(`{"auths":{"h/a":{"auth":"dTpw"}}}`))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if c, err := ParseCredentials(b); err == nil {
-			_ = c.lookup("h/a/b")
+func FuzzNextPage(f *testing.F) {
+	f.Add(`</v2/a/referrers/d?n=1>; rel="next"`)
+	f.Add(`<https://h.example/v2/a/referrers/d?last=x&n=1>;rel=next`)
+	f.Add(`<//h>; rel=next`)
+	f.Fuzz(func(t *testing.T, link string) {
+		a := newAsked(Reference{}, endpoint{registry: "h.example", repository: "a"}, "x")
+		path, err := a.nextPage(link, "/referrers/d")
+		if err == nil && path != "" && !strings.HasPrefix(path, "/referrers/d?") {
+			t.Errorf("%q leads to %q", link, path)
 		}
 	})
 }

@@ -32,40 +32,46 @@ type Reference struct {
 
 // ParseReference reads host/repository[:tag][@digest]. As in every container
 // tool a missing host means docker.io, a one-word repository there is in
-// library/, and without tag and digest the tag is latest. Errors are
-// InvalidArgument.
+// library/, and without tag and digest the tag is latest. Hosts are spelled in
+// lower case. Errors are InvalidArgument.
 func ParseReference(s string) (Reference, error) {
-	ref, err := parseReference(s)
-	if err != nil {
-		return Reference{}, fmt.Errorf("image reference %q: %w: write it as host/repository:tag or host/repository@sha256:…: %w", clip(s, 200), err, errdefs.ErrInvalidArgument)
-	}
-	return ref, nil
+	ref, _, err := parseNamed(s)
+	return ref, err
 }
 
-func parseReference(s string) (Reference, error) {
-	var ref Reference
+// parseNamed is ParseReference; short is the name without tag and digest where
+// it has no registry.
+func parseNamed(s string) (ref Reference, short string, err error) {
+	ref, short, err = parseReference(s)
+	if err != nil {
+		return Reference{}, "", fmt.Errorf("image reference %q: %w: write it as host/repository:tag or host/repository@sha256:…: %w", clip(s, 200), err, errdefs.ErrInvalidArgument)
+	}
+	return ref, short, nil
+}
+
+func parseReference(s string) (ref Reference, short string, err error) {
 	if len(s) > maxReference {
-		return ref, fmt.Errorf("longer than %d bytes", maxReference)
+		return ref, "", fmt.Errorf("longer than %d bytes", maxReference)
 	}
 	name, dgst, hasDigest := strings.Cut(s, "@")
 	if hasDigest {
 		ref.Digest = digest.Digest(dgst)
 		if err := checkDigest(ref.Digest); err != nil {
-			return ref, err
+			return ref, "", err
 		}
 	}
 	// A colon after the last slash starts a tag; one before it is a port.
 	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
 		name, ref.Tag = name[:i], name[i+1:]
 		if ref.Tag == "" {
-			return ref, fmt.Errorf("empty tag")
+			return ref, "", fmt.Errorf("empty tag")
 		}
 	}
 	host, rest, ok := strings.Cut(name, "/")
 	if ok && (strings.ContainsAny(host, ".:") || host == "localhost") {
-		ref.Registry, ref.Repository = host, rest
+		ref.Registry, ref.Repository = strings.ToLower(host), rest
 	} else {
-		ref.Registry, ref.Repository = defaultRegistry, name
+		ref.Registry, ref.Repository, short = defaultRegistry, name, name
 	}
 	if ref.Registry == "index.docker.io" {
 		ref.Registry = defaultRegistry
@@ -76,7 +82,7 @@ func parseReference(s string) (Reference, error) {
 	if ref.Tag == "" && ref.Digest == "" {
 		ref.Tag = defaultTag
 	}
-	return ref, ref.check()
+	return ref, short, ref.check()
 }
 
 func (r Reference) check() error {
@@ -114,11 +120,6 @@ func (r Reference) String() string {
 func (r Reference) WithDigest(d digest.Digest) Reference {
 	r.Tag, r.Digest = "", d
 	return r
-}
-
-// host is the machine that serves the registry.
-func (r Reference) host() string {
-	return oras.Reference{Registry: r.Registry}.Host()
 }
 
 // checkDigest accepts what the pull can verify: SHA-256.

@@ -21,7 +21,7 @@ import (
 	"github.com/coffer-cc/coffer/imagepull/api"
 )
 
-// Client calls a LayerPuller on a unix socket. It dials for each call: that
+// Client calls the puller on a unix socket, for layers and for images. It dials for each call: that
 // outlives a restart of the guest, and closing the connection is how ttrpc
 // tells the server that a caller has given up. It is safe for concurrent use.
 type Client struct {
@@ -71,6 +71,11 @@ func (c *Client) RemoveLayer(ctx context.Context, chainID digest.Digest) error {
 }
 
 func (c *Client) call(ctx context.Context, do func(api.LayerPullerService) error) error {
+	return c.dial(ctx, func(conn *ttrpc.Client) error { return do(api.NewLayerPullerClient(conn)) })
+}
+
+// dial makes a connection for one call.
+func (c *Client) dial(ctx context.Context, do func(*ttrpc.Client) error) error {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", c.socket)
 	if err != nil {
 		return c.dialError(ctx, err)
@@ -79,7 +84,7 @@ func (c *Client) call(ctx context.Context, do func(api.LayerPullerService) error
 	if !c.add(client) {
 		return errors.Join(fmt.Errorf("call coffer-guest: client is closed: %w", errdefs.ErrUnavailable), client.Close())
 	}
-	err = do(api.NewLayerPullerClient(client))
+	err = do(client)
 	c.remove(client)
 	switch {
 	case err == nil:

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -49,12 +48,13 @@ func (s *Store) Hold(holder string, chainID digest.Digest) error {
 		if err != nil {
 			return fmt.Errorf("hold layer %s: %w", chainID, err)
 		}
+		e.used = time.Now()
 		if next = e.meta.Parent; next == "" {
 			break
 		}
 	}
 	h := hold{Holder: holder, ChainID: chainID, BootID: s.bootID}
-	if err := s.writeHold(h); err != nil {
+	if err := s.replaceJSON(holdsDir, holdFile(holder), h); err != nil {
 		return s.OutOfSpace(fmt.Errorf("hold layer %s: %w", chainID, err), 0)
 	}
 	s.holds[holder] = h
@@ -69,12 +69,20 @@ func (s *Store) Release(holder string) error {
 	if !found {
 		return nil
 	}
-	if err := os.Remove(s.holdFile(holder)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := os.Remove(s.path(holdsDir, holdFile(holder))); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("release layers of %s: %w", holder, err)
 	}
 	delete(s.holds, holder)
+	now := time.Now()
 	for e := range s.stack(h.ChainID) {
-		e.used = time.Now()
+		e.used = now
+	}
+	for _, i := range s.images {
+		if i.meta.Top == h.ChainID {
+			if err := s.useImage(i, now); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
@@ -113,40 +121,18 @@ func (s *Store) stack(top digest.Digest) func(yield func(*entry) bool) {
 	}
 }
 
-// writeHold makes the file of a hold appear whole.
-func (s *Store) writeHold(h hold) error {
-	name := filepath.Base(s.holdFile(h.Holder))
-	draft := s.path(stagingDir, "hold-"+name)
-	if err := writeJSON(draft, h); err != nil {
-		return errors.Join(err, os.RemoveAll(draft))
-	}
-	return os.Rename(draft, s.path(holdsDir, name))
-}
-
-func (s *Store) holdFile(holder string) string {
-	return s.path(holdsDir, digest.FromString(holder).Encoded()+".json")
+func holdFile(holder string) string {
+	return digest.FromString(holder).Encoded() + ".json"
 }
 
 // loadHolds reads the holds of this boot and removes all others.
 func (s *Store) loadHolds() error {
-	files, err := os.ReadDir(s.path(holdsDir))
-	if err != nil {
-		return err
-	}
-	for _, file := range files {
-		path := s.path(holdsDir, file.Name())
-		b, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
+	return s.loadFiles(holdsDir, func(name string, b []byte, _ time.Time) bool {
 		var h hold
-		if json.Unmarshal(b, &h) == nil && h.BootID != "" && h.BootID == s.bootID {
-			s.holds[h.Holder] = h
-			continue
+		if json.Unmarshal(b, &h) != nil || h.BootID == "" || h.BootID != s.bootID || holdFile(h.Holder) != name {
+			return false
 		}
-		if err := os.RemoveAll(path); err != nil {
-			return err
-		}
-	}
-	return nil
+		s.holds[h.Holder] = h
+		return true
+	})
 }

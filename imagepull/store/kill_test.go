@@ -41,7 +41,7 @@ func tarOf(t testing.TB, names ...string) string {
 
 const (
 	killedRoot = "COFFER_TEST_STORE_ROOT"
-	killRounds = 25
+	killRounds = 15
 )
 
 func killedFiles() []string {

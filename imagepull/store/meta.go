@@ -48,6 +48,9 @@ func (m LayerMeta) check() error {
 			return fmt.Errorf("layer digest %.80q: %w: %w", d, errdefs.ErrInvalidArgument, err)
 		}
 	}
+	if m.Size < 0 || m.Inodes < 0 {
+		return fmt.Errorf("layer %s has %d bytes and %d inodes: %w", m.ChainID, m.Size, m.Inodes, errdefs.ErrInvalidArgument)
+	}
 	want := m.DiffID
 	if m.Parent != "" {
 		if err := m.Parent.Validate(); err != nil {
@@ -67,6 +70,14 @@ type record struct {
 	// BootID names the boot of the kernel that holds the layer's data in
 	// memory, for as long as it is not on the disk.
 	BootID string `json:"bootID"`
+}
+
+func parseRecord(b []byte) (record, error) {
+	var rec record
+	if err := json.Unmarshal(b, &rec); err != nil {
+		return record{}, err
+	}
+	return rec, rec.check()
 }
 
 // load fills a newly opened store from the disk and removes what is unfinished
@@ -94,7 +105,37 @@ func (s *Store) load() error {
 			return err
 		}
 	}
-	return s.loadHolds()
+	return errors.Join(s.loadHolds(), s.loadImages())
+}
+
+// loadFiles reads the files of a directory and removes those that load does not
+// take.
+func (s *Store) loadFiles(dir string, load func(name string, b []byte, modified time.Time) bool) error {
+	files, err := os.ReadDir(s.path(dir))
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		path := s.path(dir, file.Name())
+		if file.Type().IsRegular() {
+			b, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			info, err := file.Info()
+			if err != nil {
+				return err
+			}
+			if load(file.Name(), b, info.ModTime()) {
+				continue
+			}
+		}
+		s.opts.Logger.Warn("dropped a file", "file", path)
+		if err := os.RemoveAll(path); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *Store) loadLayer(id string) (*entry, error) {
@@ -103,11 +144,8 @@ func (s *Store) loadLayer(id string) (*entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	var rec record
-	if err := json.Unmarshal(b, &rec); err != nil {
-		return nil, err
-	}
-	if err := rec.check(); err != nil {
+	rec, err := parseRecord(b)
+	if err != nil {
 		return nil, err
 	}
 	if info, err := os.Lstat(filepath.Join(dir, fsDir)); err != nil || !info.IsDir() {
@@ -130,7 +168,16 @@ func (s *Store) loadLayer(id string) (*entry, error) {
 	return &entry{meta: rec.LayerMeta, id: id, claimed: claimed, dirty: !durable, used: time.Now()}, nil
 }
 
-// writeJSON writes v to a file that is not there yet.
+// replaceJSON makes a file appear whole, in place of an older one.
+func (s *Store) replaceJSON(dir, name string, v any) error {
+	draft := s.path(stagingDir, dir+"-"+name)
+	if err := writeJSON(draft, v); err != nil {
+		return errors.Join(err, os.RemoveAll(draft))
+	}
+	return os.Rename(draft, s.path(dir, name))
+}
+
+// writeJSON writes v to a file.
 func writeJSON(path string, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {

@@ -143,6 +143,7 @@ func (s *Store) publish(id string, meta LayerMeta) (layer Layer, published bool,
 	}
 	e := &entry{meta: meta, id: id, dirty: true, used: time.Now()}
 	s.layers[meta.ChainID] = e
+	s.committed(meta.ChainID)
 	return s.layer(e), true, nil
 }
 
@@ -153,7 +154,7 @@ func (st *Staging) Discard() error {
 		return nil
 	}
 	st.end()
-	if err := os.RemoveAll(filepath.Dir(st.Dir)); err != nil {
+	if err := st.store.delete(context.Background(), []string{filepath.Dir(st.Dir)}); err != nil {
 		return fmt.Errorf("discard layer: %w", err)
 	}
 	return nil

@@ -14,7 +14,18 @@
 // much again as unpacking it. A layer counts until the machine next boots, and
 // from then on only if [Store.Sync] had flushed it, which [Store.Run] does as
 // soon as no layer is being written, and [Store.Close] does last. So a killed
-// process loses nothing, and a power cut can lose layers, never truncate them.
+// process loses nothing, and a power cut can lose layers, never truncate them. It
+// can bring removed layers back, whole, where the file system takes changes of
+// names to the disk in their order, as ext4 with a journal, xfs and btrfs do.
+//
+// # What stays
+//
+// A layer stays as long as it is claimed (a snapshotter asked for it), held (a
+// bundle is mounted from it), of a recorded image, looked up by a pull that has a
+// [Lease], or below such a layer; any other for Options.Unclaimed after its last
+// use. Recorded images that are not in use go when they are too old or when their
+// space is needed, the least recently used first: see [Store.GC] and
+// [Lease.Reserve].
 //
 // # Trust
 //
@@ -48,6 +59,7 @@ const (
 	layersDir  = "layers"
 	stagingDir = "staging"
 	holdsDir   = "holds"
+	imagesDir  = "images"
 	fsDir      = "fs" // of a layer: what it unpacked to
 
 	bootIDFile = "/proc/sys/kernel/random/boot_id"
@@ -58,6 +70,12 @@ type Options struct {
 	// Unclaimed is how long a layer is kept that nobody claims or holds, since
 	// it was last used; 0 is DefaultUnclaimed.
 	Unclaimed time.Duration
+	// MaxAge is how long a recorded image is kept that no one uses; 0 is for
+	// ever, or until its space is needed.
+	MaxAge time.Duration
+	// MaxBytes is how much disk space all layers may take together; 0 is what
+	// the file system has. Writable layers of containers do not count.
+	MaxBytes int64
 	// Logger gets a line for each layer that is dropped on opening, and for
 	// errors of Run; nil discards them.
 	Logger *slog.Logger
@@ -74,11 +92,15 @@ type Store struct {
 
 	// mu guards what follows and, with it, the few system calls that make a
 	// layer appear, disappear or be claimed: memory and disk must not differ.
-	mu     sync.Mutex
-	closed bool
-	layers map[digest.Digest]*entry
-	holds  map[string]hold
-	staged int // stagings that are neither committed nor discarded
+	mu      sync.Mutex
+	closed  bool
+	layers  map[digest.Digest]*entry
+	images  map[digest.Digest]*image // by manifest
+	holds   map[string]hold
+	leases  map[*Lease]struct{}
+	staged  int      // stagings that are neither committed nor discarded
+	changed bool     // something other than a layer is to be flushed
+	trash   []string // directories that could not be deleted so far
 }
 
 // An entry is a committed layer.
@@ -128,9 +150,11 @@ func openBooted(root string, opts Options, bootID string) (*Store, error) {
 		bootID: bootID,
 		idle:   make(chan struct{}, 1),
 		layers: make(map[digest.Digest]*entry),
+		images: make(map[digest.Digest]*image),
 		holds:  make(map[string]hold),
+		leases: make(map[*Lease]struct{}),
 	}
-	for _, dir := range []string{root, s.path(layersDir), s.path(stagingDir), s.path(holdsDir)} {
+	for _, dir := range []string{root, s.path(layersDir), s.path(stagingDir), s.path(holdsDir), s.path(imagesDir)} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("open layer store: %w", err)
 		}
@@ -139,7 +163,7 @@ func openBooted(root string, opts Options, bootID string) (*Store, error) {
 		return nil, fmt.Errorf("open layer store %s: %w", root, err)
 	}
 	if err := s.load(); err != nil {
-		return nil, errors.Join(fmt.Errorf("open layer store %s: %w", root, err), s.lock.Close())
+		return nil, errors.Join(fmt.Errorf("open layer store %s: %w", root, err), release(s.lock))
 	}
 	return s, nil
 }
@@ -147,7 +171,7 @@ func openBooted(root string, opts Options, bootID string) (*Store, error) {
 // acquire takes the lock that keeps other processes out. It ends with the
 // process, however that ends.
 func acquire(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -161,6 +185,12 @@ func acquire(path string) (*os.File, error) {
 	return f, nil
 }
 
+// release gives the lock back. Closing the file is not enough: a program that
+// another goroutine starts at this moment has it too, until its exec.
+func release(lock *os.File) error {
+	return errors.Join(unix.Flock(int(lock.Fd()), unix.LOCK_UN), lock.Close())
+}
+
 // Close flushes the store and lets other processes open it. Stagings that are
 // still open become useless; layers in use stay where they are.
 func (s *Store) Close() error {
@@ -171,7 +201,7 @@ func (s *Store) Close() error {
 	}
 	s.closed = true
 	s.mu.Unlock()
-	return errors.Join(s.flush(), s.lock.Close())
+	return errors.Join(s.flush(), release(s.lock))
 }
 
 // Layer returns a committed layer, and false if there is none of this chain id.
@@ -196,6 +226,7 @@ func (s *Store) Claim(chainID digest.Digest) (Layer, error) {
 	if err != nil {
 		return Layer{}, fmt.Errorf("claim layer: %w", err)
 	}
+	e.used = time.Now()
 	if !e.claimed {
 		if err := touch(s.path(layersDir, e.id, claimedFile)); err != nil {
 			return Layer{}, s.OutOfSpace(fmt.Errorf("claim layer %s: %w", chainID, err), 0)
@@ -206,21 +237,27 @@ func (s *Store) Claim(chainID digest.Digest) (Layer, error) {
 	return s.layer(e), nil
 }
 
-// Remove removes a layer, claimed or not. Layers above it stay. An absent layer
-// gives errdefs.ErrNotFound; one that is held, or that a commit is reading,
-// errdefs.ErrFailedPrecondition.
+// Remove removes a layer, claimed or not. Layers above it stay; images that have
+// it are no longer recorded. A layer that a pull has looked at since it took its
+// Lease only loses its claim, and goes when GC finds that nothing uses it. An
+// absent layer gives errdefs.ErrNotFound; one that is held, or that a commit is
+// reading, errdefs.ErrFailedPrecondition.
 func (s *Store) Remove(chainID digest.Digest) error {
 	trash, err := s.unlink(chainID)
 	if err != nil {
 		return fmt.Errorf("remove layer: %w", err)
 	}
-	if err := os.RemoveAll(trash); err != nil {
+	if trash == "" {
+		return nil
+	}
+	if err := s.delete(context.Background(), []string{trash}); err != nil {
 		return fmt.Errorf("remove layer %s: %w", chainID, err)
 	}
 	return nil
 }
 
-// unlink makes a layer disappear and returns where its files are now.
+// unlink makes a layer disappear and returns where its files are now; nowhere if
+// it stays for those who are pulling it.
 func (s *Store) unlink(chainID digest.Digest) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -234,12 +271,26 @@ func (s *Store) unlink(chainID digest.Digest) (string, error) {
 	if e.pins > 0 {
 		return "", fmt.Errorf("layer %s is being read by a layer above it; try again: %w", chainID, errdefs.ErrFailedPrecondition)
 	}
+	s.changed = true
+	if len(s.leases) > 0 && !e.used.Before(s.protected()) {
+		return "", s.unclaim(e)
+	}
 	trash, err := s.discard(e.id)
 	if err != nil {
 		return "", err
 	}
 	delete(s.layers, chainID)
+	s.forgetBroken()
 	return trash, nil
+}
+
+// unclaim takes the claim of a layer away. The caller holds mu.
+func (s *Store) unclaim(e *entry) error {
+	if err := os.Remove(s.path(layersDir, e.id, claimedFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	e.claimed = false
+	return nil
 }
 
 // discard moves a layer's directory to the staging area, where a crash leaves
@@ -258,7 +309,6 @@ func (s *Store) find(chainID digest.Digest) (*entry, error) {
 	if !found {
 		return nil, fmt.Errorf("layer %s is not in the store: %w", chainID, errdefs.ErrNotFound)
 	}
-	e.used = time.Now()
 	return e, nil
 }
 
@@ -285,10 +335,14 @@ func errClosed() error {
 	return fmt.Errorf("the layer store is closed: %w", errdefs.ErrFailedPrecondition)
 }
 
-// Run flushes the store whenever it has come to rest, and removes layers that
-// nobody wants, until ctx ends. Errors are logged and do not end it.
+// Run flushes the store whenever it has come to rest, and calls GC from time to
+// time, until ctx ends. Errors are logged and do not end it.
 func (s *Store) Run(ctx context.Context) {
-	ticker := time.NewTicker(s.opts.Unclaimed / 4)
+	age := s.opts.Unclaimed
+	if s.opts.MaxAge > 0 {
+		age = min(age, s.opts.MaxAge)
+	}
+	ticker := time.NewTicker(max(age/4, 1))
 	defer ticker.Stop()
 	for {
 		select {
@@ -299,8 +353,12 @@ func (s *Store) Run(ctx context.Context) {
 				s.opts.Logger.ErrorContext(ctx, "layers are not flushed; a power cut would lose them", "err", err)
 			}
 		case <-ticker.C:
-			if err := s.Sweep(ctx); err != nil {
-				s.opts.Logger.ErrorContext(ctx, "unclaimed layers are not removed", "err", err)
+			result, err := s.GC(ctx)
+			if err != nil {
+				s.opts.Logger.ErrorContext(ctx, "unused images and layers are not removed", "err", err)
+			}
+			if result.Layers > 0 || len(result.Images) > 0 {
+				s.opts.Logger.InfoContext(ctx, "removed what nobody uses", "images", len(result.Images), "layers", result.Layers, "bytes", result.Bytes)
 			}
 		}
 	}

@@ -200,7 +200,7 @@ func TestPowerCut(t *testing.T) {
 		return s
 	}
 	crash := func(s *Store) { // as a killed process: nothing is flushed
-		if err := s.lock.Close(); err != nil {
+		if err := s.Abandon(); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -390,8 +390,8 @@ func TestSweepWaitsForStagings(t *testing.T) {
 	s := open(t, t.TempDir())
 	base := commit(t, s, "", "base", nil)
 	st := stage(t, s)
-	later := time.Now().Add(time.Hour)
-	if trash, err := s.unlinkUnwanted(later); len(trash) != 0 || err != nil {
+	later := time.Now().Add(2 * DefaultUnclaimed)
+	if _, trash, err := s.unlinkUnwanted(later); len(trash) != 0 || err != nil {
 		t.Fatalf("swept %v, %v while a layer was being written", trash, err)
 	}
 	top, err := st.Commit(t.Context(), metaOf(base.ChainID, "top"), nil)
@@ -448,7 +448,7 @@ func TestClaimsLast(t *testing.T) {
 		t.Fatal(err)
 	}
 	s = open(t, root)
-	if trash, err := s.unlinkUnwanted(time.Now().Add(time.Hour)); len(trash) != 0 || err != nil {
+	if _, trash, err := s.unlinkUnwanted(time.Now().Add(2 * DefaultUnclaimed)); len(trash) != 0 || err != nil {
 		t.Errorf("a claimed layer is unwanted after a restart: %v, %v", trash, err)
 	}
 }
@@ -500,7 +500,7 @@ func TestFullDisk(t *testing.T) {
 	t.Parallel()
 	requireRoot(t)
 	root := t.TempDir()
-	if err := unix.Mount("tmpfs", root, "tmpfs", 0, "size=256k,nr_inodes=40"); err != nil {
+	if err := unix.Mount("tmpfs", root, "tmpfs", 0, "size=256k,nr_inodes=41"); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -525,12 +525,6 @@ func TestFullDisk(t *testing.T) {
 	}
 	if err := st.Discard(); err != nil {
 		t.Fatal(err)
-	}
-	if err := s.CheckSpace(100 << 10); err != nil {
-		t.Error(err)
-	}
-	if err := s.CheckSpace(1 << 20); !errdefs.IsResourceExhausted(err) {
-		t.Errorf("error is %v", err)
 	}
 	commit(t, s, "", "a", nil) // a retry once there is space works
 

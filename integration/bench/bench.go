@@ -161,7 +161,7 @@ func (b *bench) warm(ctx context.Context) error {
 // images are those that the wanted parts need.
 func (b *bench) images() []image {
 	var all []image
-	if b.wants(partPull) {
+	if b.wants(partPull) || b.wants(partMemory) {
 		all = append(all, b.realImages()...)
 	}
 	if b.wants(partMemory) {

@@ -21,7 +21,8 @@ type figure struct {
 	Unit  string  `json:"unit"`
 	// Target is "<= X" or ">= X"; empty where there is none.
 	Target string `json:"target"`
-	OK     bool   `json:"ok"`
+	// OK says that it was measured and that the target, if any, is reached.
+	OK bool `json:"ok"`
 }
 
 // A target is a bound for a value.
@@ -34,16 +35,18 @@ func atMost(x float64) target  { return target{bound: x, below: true} }
 func atLeast(x float64) target { return target{bound: x} }
 
 // newFigure judges the value as it is shown, with three digits behind the point.
+// What is no number was not measured, and misses its target.
 func newFigure(name string, value float64, unit string, t target) figure {
 	f := figure{Name: name, Value: math.Round(value*1000) / 1000, Unit: unit, OK: true}
 	switch {
-	case math.IsNaN(value) || math.IsInf(value, 0):
-		f.Value, f.OK = 0, false
 	case t == target{}:
 	case t.below:
 		f.Target, f.OK = "<= "+number(t.bound), f.Value <= t.bound
 	default:
 		f.Target, f.OK = ">= "+number(t.bound), f.Value >= t.bound
+	}
+	if math.IsNaN(value) || math.IsInf(value, 0) {
+		f.Value, f.OK = 0, false
 	}
 	return f
 }

@@ -30,8 +30,9 @@ func TestFiguresAreJudged(t *testing.T) {
 		{3.3, atLeast(3.3), figure{Value: 3.3, Target: ">= 3.3", OK: true}},
 		{3.2, atLeast(3.3), figure{Value: 3.2, Target: ">= 3.3"}},
 		{7, target{}, figure{Value: 7, OK: true}},
-		{math.NaN(), atMost(1), figure{}},
-		{math.Inf(1), atLeast(1), figure{}},
+		{math.NaN(), atMost(1), figure{Target: "<= 1"}},
+		{math.Inf(1), atLeast(1), figure{Target: ">= 1"}},
+		{math.NaN(), target{}, figure{}},
 	} {
 		if diff := cmp.Diff(c.want, newFigure("", c.value, "", c.t)); diff != "" {
 			t.Errorf("%v: %s", c.value, diff)
@@ -157,7 +158,7 @@ func TestThePlotIsXML(t *testing.T) {
 
 func TestTheCommandLine(t *testing.T) {
 	t.Parallel()
-	for _, bad := range [][]string{{"-only", "nothing"}, {"-runs", "-1"}, {"-update", "-quick"}, {"more"}} {
+	for _, bad := range [][]string{{"-only", "nothing"}, {"-runs", "-1"}, {"-update", "-quick"}, {"-update", "-runs", "4"}, {"more"}} {
 		if _, err := parse(bad); err == nil {
 			t.Errorf("%q is accepted", bad)
 		}

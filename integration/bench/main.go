@@ -102,8 +102,8 @@ func parse(args []string) (settings, error) {
 	case c.runs == 0:
 		c.runs = 5
 	}
-	if c.update && (c.quick || len(c.only) > 0) {
-		return c, errors.New("-update needs a whole run: without -quick and -only")
+	if c.update && (c.quick || len(c.only) > 0 || c.runs < 5) {
+		return c, errors.New("-update needs a whole run: without -quick and -only, and at least five rounds")
 	}
 	return c, nil
 }

@@ -73,11 +73,14 @@ func join(tables []table) string {
 func figureTable(figures []figure) table {
 	t := table{Title: "Figures", Head: []string{"figure", "value", "unit", "target", "reached"}}
 	for _, f := range figures {
-		ok := ""
-		if f.Target != "" {
+		value, ok := fmt.Sprintf("%.3g", f.Value), ""
+		switch {
+		case f.Target != "":
 			ok = map[bool]string{true: "yes", false: "**no**"}[f.OK]
+		case !f.OK:
+			value = "not measured"
 		}
-		t.row(f.Name, fmt.Sprintf("%.3g", f.Value), f.Unit, f.Target, ok)
+		t.row(f.Name, value, f.Unit, f.Target, ok)
 	}
 	return t
 }
