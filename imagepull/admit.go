@@ -34,7 +34,7 @@ func (p *Puller) resolve(ctx context.Context, pl *pull) (err error) {
 	end := p.span(event)
 	defer func() { end(err) }()
 	return p.retries(event).do(ctx, func() error {
-		image, err := p.registry.Resolve(ctx, pl.key.ref, pl.key.manifest)
+		image, err := p.registry.Resolve(ctx, pl.key.given, pl.key.manifest)
 		pl.image = image
 		return err
 	})
@@ -72,7 +72,7 @@ func (p *Puller) record(ctx context.Context, pl *pull) {
 	if n == 0 {
 		return
 	}
-	if err := p.store.RecordImage(pl.key.name, pl.image.Manifest, pl.image.Layers[n-1].ChainID); err != nil {
+	if err := p.store.RecordImage(pl.image.Name, pl.image.Manifest, pl.image.Layers[n-1].ChainID); err != nil {
 		p.opts.Logger.WarnContext(ctx, "image is not recorded in the store", "image", pl.key.name, "stage", StageCommit, "err", err)
 	}
 }

@@ -24,6 +24,12 @@ type verifier interface {
 	Verify() error
 }
 
+// forged is the verdict that the bytes are not those of the manifest, so that
+// another place may have the right ones.
+type forged struct{ error }
+
+func (f forged) Unwrap() error { return f.error }
+
 // sealed is the blob of an encrypted layer: digest, size, MAC, and what the
 // publisher recorded about the plain content.
 type sealed struct {
@@ -40,7 +46,7 @@ func newSealed(r *layercrypt.Reader, layer registry.Layer) sealed {
 func (s sealed) Verify() error {
 	err := s.Reader.Verify(s.want)
 	if errors.Is(err, layercrypt.ErrIntegrity) {
-		return fmt.Errorf("%w: encrypt and push the image again, and do not trust this registry", err)
+		return forged{fmt.Errorf("%w: encrypt and push the image again, and do not trust this registry", err)}
 	}
 	return err
 }
@@ -68,8 +74,8 @@ func (p *plain) Verify() error {
 		return err
 	}
 	if got := hexDigest(p.hash); got != p.layer.Digest.String() {
-		return fmt.Errorf("blob is %s, the manifest says %s: push the image again, and do not trust this registry: %w",
-			got, p.layer.Digest, errdefs.ErrDataLoss)
+		return forged{fmt.Errorf("blob is %s, the manifest says %s: push the image again, and do not trust this registry: %w",
+			got, p.layer.Digest, errdefs.ErrDataLoss)}
 	}
 	return nil
 }

@@ -194,8 +194,37 @@ func (j *job) lead(ctx context.Context, c *claim) (s *staged, cached bool, err e
 		}
 	}
 	c.place = false
-	s, err = j.stage(ctx, onceReleased(j.pl.downloads))
-	return s, false, err
+	for {
+		s, err = j.stage(ctx, onceReleased(j.pl.downloads))
+		if !j.elsewhere(ctx, err) {
+			return s, false, err
+		}
+		if err := j.pl.downloads.acquire(ctx); err != nil {
+			return nil, false, err
+		}
+	}
+}
+
+// elsewhere reports whether the blob failed for wrong bytes and another place
+// has it: a mirror, or the registry behind it. Each place is asked once.
+func (j *job) elsewhere(ctx context.Context, err error) bool {
+	e := layerError(err)
+	if e == nil || ctx.Err() != nil {
+		return false
+	}
+	var wrong forged
+	if !errors.As(err, &wrong) && (e.Stage != StageFetch || !errdefs.IsDataLoss(err)) {
+		return false
+	}
+	places, ok := j.p.registry.(interface {
+		Reject(ref string, blob digest.Digest) bool
+	})
+	if !ok || !places.Reject(j.pl.image.Reference, j.layer.Digest) {
+		return false
+	}
+	j.log().WarnContext(ctx, "wrong bytes, the layer is pulled from elsewhere", "stage", e.Stage, "err", err)
+	j.startOver(err)
+	return true
 }
 
 // join copies the content that another layer fetches. Without an error and a

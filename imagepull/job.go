@@ -108,6 +108,17 @@ func (j *job) tell(err error, cached bool) {
 	j.end(failed, err)
 }
 
+// startOver ends what is open: the layer begins again, for a reason.
+func (j *job) startOver(err error) {
+	j.mu.Lock()
+	open := slices.Collect(maps.Keys(j.open))
+	j.mu.Unlock()
+	for _, stage := range open {
+		j.end(stage, progress.ErrAborted)
+	}
+	j.event(StageFetch, progress.Retry, func(e *Event) { e.Err = err })
+}
+
 // retries is the count of tries for a stage of this layer.
 func (j *job) retries(stage Stage) *retries {
 	return newRetries(j.p.opts, j.log().With("stage", stage), func(err error) {

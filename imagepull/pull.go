@@ -17,11 +17,12 @@ import (
 )
 
 // pullKey names an image so that equal pulls are one: the name that the caller
-// gave, which the policy is asked about, and the manifest digest, if one is
-// known. ref is how it is resolved: by the digest, else as the name says.
+// gave, and the manifest digest, if one is known. name is its canonical
+// spelling, for people; given is as the caller spelled it, for the registry,
+// which may know a short name by another rule.
 type pullKey struct {
-	name, ref string
-	manifest  digest.Digest
+	name, given string
+	manifest    digest.Digest
 }
 
 func newPullKey(image string, manifest digest.Digest) (pullKey, error) {
@@ -37,9 +38,8 @@ func newPullKey(image string, manifest digest.Digest) (pullKey, error) {
 		if err := manifest.Validate(); err != nil {
 			return pullKey{}, classify(fmt.Errorf("manifest digest %.80q: %w: %w", manifest, err, errdefs.ErrInvalidArgument))
 		}
-		ref = ref.WithDigest(manifest)
 	}
-	return pullKey{name: name, ref: ref.String(), manifest: manifest}, nil
+	return pullKey{name: name, given: image, manifest: manifest}, nil
 }
 
 // pull is the one running pull of an image, shared by all who want it.

@@ -147,9 +147,9 @@ func (p *Puller) askPolicy(ctx context.Context, pl *pull) (err error) {
 	end := p.span(event)
 	defer func() { end(err) }()
 	err = p.retries(event).do(ctx, func() error {
-		return p.opts.Policy.Verify(ctx, pl.key.name, pl.image.Manifest, pl.image.Index)
+		return p.opts.Policy.Verify(ctx, pl.image.Name, pl.image.Manifest, pl.image.Index)
 	})
-	log := p.opts.Logger.With("image", pl.key.name, "manifest", pl.image.Manifest, "stage", StagePolicy)
+	log := p.opts.Logger.With("image", pl.image.Name, "manifest", pl.image.Manifest, "stage", StagePolicy)
 	if err != nil {
 		log.WarnContext(ctx, "image policy does not allow the image", "err", err)
 		return err

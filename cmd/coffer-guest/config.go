@@ -8,11 +8,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/coffer-cc/coffer/cmd/internal/daemon"
+	"github.com/coffer-cc/coffer/imagepull/decompress"
 	"github.com/coffer-cc/coffer/imagepull/unpack"
 )
 
@@ -45,21 +48,55 @@ type Config struct {
 		MaxDownloads int    `toml:"max_downloads"`
 		MaxUnpacks   int    `toml:"max_unpacks"`
 		VerifyFirst  bool   `toml:"verify_before_unpack"`
-		Limits       struct {
+		PerImage     struct {
+			MaxDownloads int `toml:"max_downloads"`
+			MaxUnpacks   int `toml:"max_unpacks"`
+		} `toml:"per_image"`
+		Keep struct {
+			MaxBytes int64           `toml:"max_bytes"`
+			MaxAge   daemon.Duration `toml:"max_age"`
+		} `toml:"keep"`
+		Limits struct {
 			MaxEntries  int64 `toml:"max_entries"`
 			MaxBytes    int64 `toml:"max_bytes"`
 			MaxMetadata int64 `toml:"max_metadata"`
 			MaxRatio    int64 `toml:"max_ratio"`
+			Compression int64 `toml:"max_compression_ratio"`
 		} `toml:"limits"`
 	} `toml:"image"`
-	Registry struct {
-		Credentials string   `toml:"credentials"`
-		Insecure    []string `toml:"insecure"`
-		CAFiles     []string `toml:"ca_files"`
-	} `toml:"registry"`
+	Policy struct {
+		Image      string          `toml:"image"`
+		Signatures string          `toml:"signatures"`
+		Refresh    daemon.Duration `toml:"refresh"`
+		MaxStale   daemon.Duration `toml:"max_stale"`
+	} `toml:"policy"`
+	Registry RegistryConfig `toml:"registry"`
+	Metrics struct {
+		Address string `toml:"address"`
+	} `toml:"metrics"`
 	Log struct {
 		Level string `toml:"level"`
 	} `toml:"log"`
+}
+
+// RegistryConfig says how registries are spoken to. What they serve is checked
+// against digests and policy whatever it says.
+type RegistryConfig struct {
+	Credentials        string          `toml:"credentials"`
+	CredentialsRefresh daemon.Duration `toml:"credentials_refresh"`
+	CredentialPrograms bool            `toml:"credential_programs"`
+	ConfigFile         string          `toml:"config_file"`
+	Insecure           []string        `toml:"insecure"`
+	CAFiles            []string        `toml:"ca_files"`
+	CertsDir           string          `toml:"certs_dir"`
+	StallTimeout       daemon.Duration `toml:"stall_timeout"`
+	Platform           string          `toml:"platform"`
+	Proxy              struct {
+		HTTP            string `toml:"http"`
+		HTTPS           string `toml:"https"`
+		NoProxy         string `toml:"no_proxy"`
+		FromEnvironment bool   `toml:"from_environment"`
+	} `toml:"proxy"`
 }
 
 // The values of attester.measure.
@@ -83,6 +120,11 @@ func Default() Config {
 	c.Image.Limits.MaxBytes = unpack.DefaultMaxBytes
 	c.Image.Limits.MaxMetadata = unpack.DefaultMaxMetadata
 	c.Image.Limits.MaxRatio = unpack.DefaultMaxRatio
+	c.Image.Limits.Compression = decompress.DefaultMaxRatio
+	c.Policy.Refresh = daemon.Duration(5 * time.Minute)
+	c.Policy.MaxStale = daemon.Duration(30 * time.Minute)
+	c.Registry.CredentialsRefresh = daemon.Duration(10 * time.Minute)
+	c.Registry.StallTimeout = daemon.Duration(time.Minute)
 	c.Registry.Insecure = []string{}
 	c.Registry.CAFiles = []string{}
 	c.Log.Level = "info"
@@ -140,17 +182,34 @@ func (c Config) Validate() error {
 	if !filepath.IsAbs(c.Image.WorkDir) {
 		return fmt.Errorf("image.work_dir: %q is not an absolute path", c.Image.WorkDir)
 	}
-	if c.Image.MaxDownloads < 0 || c.Image.MaxUnpacks < 0 {
-		return errors.New("image.max_downloads and image.max_unpacks: less than 0")
+	if min(c.Image.MaxDownloads, c.Image.MaxUnpacks, c.Image.PerImage.MaxDownloads, c.Image.PerImage.MaxUnpacks) < 0 {
+		return errors.New("image.max_downloads and image.max_unpacks, also in image.per_image: less than 0")
 	}
-	if l := c.Image.Limits; min(l.MaxEntries, l.MaxBytes, l.MaxMetadata, l.MaxRatio) <= 0 {
+	if c.Image.Keep.MaxBytes < 0 || c.Image.Keep.MaxAge < 0 {
+		return errors.New("image.keep: less than 0")
+	}
+	if l := c.Image.Limits; min(l.MaxEntries, l.MaxBytes, l.MaxMetadata, l.MaxRatio, l.Compression) <= 0 {
 		return errors.New("image.limits: each must be more than 0")
+	}
+	if c.Policy.Refresh <= 0 || c.Policy.MaxStale < 0 {
+		return errors.New("policy.refresh must be more than 0, and policy.max_stale not less")
+	}
+	if c.Policy.Image == "" && c.Policy.Signatures != "" {
+		return errors.New("policy.signatures: given without policy.image")
+	}
+	if c.Registry.StallTimeout <= 0 || c.Registry.CredentialsRefresh <= 0 {
+		return errors.New("registry.stall_timeout and registry.credentials_refresh: must be more than 0")
 	}
 	if i := slices.IndexFunc(c.Registry.Insecure, func(s string) bool { return s == "" || strings.Contains(s, "/") }); i >= 0 {
 		return fmt.Errorf("registry.insecure: %q is not host[:port]", c.Registry.Insecure[i])
 	}
 	if c.KBS.URL == "" && c.KBS.CAFile != "" {
 		return errors.New("kbs.ca_file: given without kbs.url")
+	}
+	if a := c.Metrics.Address; a != "" && !filepath.IsAbs(socketPath(a)) {
+		if _, _, err := net.SplitHostPort(a); err != nil {
+			return fmt.Errorf("metrics.address: %q is neither host:port nor unix:///path", a)
+		}
 	}
 	if _, err := daemon.ParseLevel(c.Log.Level); err != nil {
 		return fmt.Errorf("log.level: %w", err)

@@ -11,8 +11,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/coffer-cc/coffer/attester"
 	aaservice "github.com/coffer-cc/coffer/attester/service"
@@ -20,6 +22,7 @@ import (
 	cdhservice "github.com/coffer-cc/coffer/cdh/service"
 	"github.com/coffer-cc/coffer/cmd/internal/daemon"
 	"github.com/coffer-cc/coffer/imagepull"
+	"github.com/coffer-cc/coffer/imagepull/metrics"
 	"github.com/coffer-cc/coffer/imagepull/registry"
 	pullservice "github.com/coffer-cc/coffer/imagepull/service"
 	"github.com/coffer-cc/coffer/imagepull/store"
@@ -32,6 +35,8 @@ type guest struct {
 	log       *slog.Logger
 	endpoints []*endpoint
 	layers    *store.Store
+	metrics   *metrics.Metrics
+	scrape    *scrape // nil if nobody may
 	closers   []func() error // to be called in reverse order
 }
 
@@ -74,11 +79,18 @@ func newGuest(ctx context.Context, conf Config, log *slog.Logger) (_ *guest, err
 	}
 	hub := cdh.NewHub(keys, cdh.Options{})
 	g.closers = append(g.closers, func() error { hub.Close(); return nil })
-	puller, err := g.puller(conf, hub)
+	puller, err := g.puller(conf, hub, evidence)
 	if err != nil {
 		return nil, err
 	}
+	if g.scrape, err = listenMetrics(ctx, conf.Metrics.Address, g.metrics.Handler()); err != nil {
+		return nil, err
+	}
+	if g.scrape != nil {
+		g.closers = append(g.closers, g.scrape.close)
+	}
 	pullservice.RegisterLayerPuller(sockets[0].server, puller)
+	pullservice.RegisterImagePuller(sockets[0].server, puller)
 	cdhservice.Register(sockets[1].server, hub, puller, cdhservice.Options{Logger: log})
 	aaservice.Register(sockets[2].server, evidence, keys, aaservice.Options{Logger: log})
 	return g, nil
@@ -100,22 +112,6 @@ func (g *guest) attester(ctx context.Context, conf Config) (aaservice.EvidenceSo
 	}
 	g.log.WarnContext(ctx, "this machine is no TEE: encrypted images will be refused", "err", err)
 	return unable{reason: precondition(fmt.Sprintf("this machine cannot attest: %v", err))}, nil
-}
-
-// eventLog begins the log of runtime events, where the TEE can have one.
-func (g *guest) eventLog(ctx context.Context, conf Config, agent *attester.Agent) error {
-	if conf.Attester.Measure == measureOff {
-		return nil
-	}
-	err := agent.OpenEventLog(conf.Attester.EventLog)
-	if errdefs.IsNotImplemented(err) && conf.Attester.Measure == measureAuto {
-		g.log.InfoContext(ctx, "pulls are not measured", "tee", agent.TEE(), "reason", err)
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("attester.measure: %w", err)
-	}
-	return nil
 }
 
 func (g *guest) keyService(conf Config, evidence kbs.EvidenceSource) (keyService, error) {
@@ -140,8 +136,9 @@ func (g *guest) keyService(conf Config, evidence kbs.EvidenceSource) (keyService
 	return client, nil
 }
 
-func (g *guest) puller(conf Config, keys imagepull.KeyUnwrapper) (*imagepull.Puller, error) {
-	options, err := registryOptions(conf)
+// puller makes what pulls, and with it the store and the registry's client.
+func (g *guest) puller(conf Config, hub *cdh.Hub, agent aaservice.EvidenceSource) (*imagepull.Puller, error) {
+	options, err := registryOptions(conf, hub, g.log)
 	if err != nil {
 		return nil, err
 	}
@@ -150,50 +147,42 @@ func (g *guest) puller(conf Config, keys imagepull.KeyUnwrapper) (*imagepull.Pul
 		return nil, fmt.Errorf("registry: %w", err)
 	}
 	g.closers = append(g.closers, func() error { client.Close(); return nil })
-	g.layers, err = store.Open(conf.Image.WorkDir, store.Options{Logger: g.log})
+	allowed, err := imagePolicy(conf, client, hub, g.log)
+	if err != nil {
+		return nil, err
+	}
+	g.layers, err = store.Open(conf.Image.WorkDir, store.Options{
+		MaxAge: time.Duration(conf.Image.Keep.MaxAge), MaxBytes: conf.Image.Keep.MaxBytes, Logger: g.log,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("image.work_dir: %w", err)
 	}
 	g.closers = append(g.closers, g.layers.Close)
-	p := imagepull.NewPuller(client, keys, g.layers, imagepull.Options{
-		MaxDownloads:       conf.Image.MaxDownloads,
-		MaxUnpacks:         conf.Image.MaxUnpacks,
-		VerifyBeforeUnpack: conf.Image.VerifyFirst,
+	g.metrics = metrics.New(metrics.Options{Usage: g.layers.Usage})
+	p := imagepull.NewPuller(client, hub, g.layers, imagepull.Options{
+		Policy:               allowed,
+		Measure:              measurer(conf, agent),
+		MaxDownloads:         conf.Image.MaxDownloads,
+		MaxDownloadsPerImage: conf.Image.PerImage.MaxDownloads,
+		MaxUnpacks:           conf.Image.MaxUnpacks,
+		MaxUnpacksPerImage:   conf.Image.PerImage.MaxUnpacks,
+		VerifyBeforeUnpack:   conf.Image.VerifyFirst,
 		Unpack: unpack.Options{
 			MaxEntries:  conf.Image.Limits.MaxEntries,
 			MaxBytes:    conf.Image.Limits.MaxBytes,
 			MaxMetadata: conf.Image.Limits.MaxMetadata,
 			MaxRatio:    conf.Image.Limits.MaxRatio,
 		},
-		Scratch: filepath.Join(conf.Image.WorkDir, "scratch"),
-		Logger:  g.log,
+		MaxCompressionRatio: conf.Image.Limits.Compression,
+		Scratch:             filepath.Join(conf.Image.WorkDir, "scratch"),
+		Progress:            g.metrics.Observe,
+		Logger:              g.log,
 	})
 	g.closers = append(g.closers, func() error { p.Close(); return nil })
 	if err := p.Sweep(); err != nil {
 		return nil, fmt.Errorf("image.work_dir: %w", err)
 	}
 	return p, nil
-}
-
-func registryOptions(conf Config) (registry.Options, error) {
-	o := registry.Options{Insecure: conf.Registry.Insecure}
-	for _, path := range conf.Registry.CAFiles {
-		pem, err := os.ReadFile(path)
-		if err != nil {
-			return o, fmt.Errorf("registry.ca_files: %w", err)
-		}
-		o.CAs = append(append(o.CAs, pem...), '\n')
-	}
-	if path := conf.Registry.Credentials; path != "" {
-		b, err := os.ReadFile(path)
-		if err != nil {
-			return o, fmt.Errorf("registry.credentials: %w", err)
-		}
-		if o.Credentials, err = registry.ParseCredentials(b); err != nil {
-			return o, fmt.Errorf("registry.credentials: %s: %w", path, err)
-		}
-	}
-	return o, nil
 }
 
 // serve answers until ctx ends. Requests under way are then cancelled.
@@ -212,7 +201,12 @@ func (g *guest) serve(ctx context.Context) error {
 	if err := daemon.Ready(); err != nil { // the sockets listen since newGuest
 		g.log.WarnContext(ctx, "cannot tell systemd that the daemon is ready", "err", err)
 	}
-	return serveAll(ctx, g.endpoints, g.log)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return serveAll(ctx, g.endpoints, g.log) })
+	if g.scrape != nil {
+		group.Go(func() error { return g.scrape.serve(ctx) })
+	}
+	return group.Wait()
 }
 
 // close undoes newGuest, last part first.

@@ -124,6 +124,8 @@ func TestGuest(t *testing.T) { //nolint:paralleltest // see above
 		"encrypted image": testEncrypted,
 		"stop":            testStop,
 		"bad arguments":   testBadArguments,
+		"image policy":    testPolicy,
+		"metrics":         testMetrics,
 	} {
 		t.Run(name, func(t *testing.T) { part(t, w) })
 	}

@@ -28,17 +28,6 @@ const usage = `usage: coffer-guest [-c FILE]       serve until SIGTERM; without 
        coffer-guest version         print the version
 `
 
-// Settings of the garbage collector, unless the environment has its own: a
-// guest's memory is small and mostly for containers.
-//
-// The limit is soft. What is alive stays below it: 16 MiB and, for each layer
-// that is unpacked, the window of a zstd decoder, which usually is 8 MiB.
-const (
-	gcPercent    = 50
-	memoryBase   = 16 << 20 // bytes
-	memoryUnpack = 9 << 20  // bytes for each layer at a time
-)
-
 func main() { daemon.Main("coffer-guest", run) }
 
 func run(ctx context.Context, args []string) error {
@@ -79,21 +68,14 @@ func serve(ctx context.Context, path string) error {
 	if conf.Image.MaxUnpacks == 0 {
 		conf.Image.MaxUnpacks = imagepull.DefaultMaxUnpacks()
 	}
-	boundMemory(conf.Image.MaxUnpacks)
+	if os.Getenv("GOGC") == "" && os.Getenv("GOMEMLIMIT") == "" {
+		imagepull.BoundGarbage()
+	}
 	g, err := newGuest(ctx, conf, log)
 	if err != nil {
 		return err
 	}
 	return errors.Join(g.serve(ctx), g.close())
-}
-
-func boundMemory(unpacks int) {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
-	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(memoryBase + int64(unpacks)*memoryUnpack)
-	}
 }
 
 // version is what the build recorded about itself.

@@ -30,8 +30,13 @@ func (r rootDir) open(name string, flags uint64) (*os.File, error) {
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		return nil, nil //nolint:nilnil // a missing file is an ordinary answer
 	}
-	if err != nil {
+	switch {
+	case err == nil:
+	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENAMETOOLONG), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENXIO):
+		// ENXIO: a socket, or a device that is not there.
 		return nil, fmt.Errorf("read /%.200s of the image: %w: %w", name, err, errdefs.ErrInvalidArgument)
+	default:
+		return nil, failed(fmt.Sprintf("read /%.200s of the image", name), err)
 	}
 	return os.NewFile(uintptr(fd), name), nil
 }

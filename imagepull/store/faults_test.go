@@ -35,7 +35,7 @@ func TestNoSpace(t *testing.T) {
 		option      string
 		from, steps int
 	}{
-		"blocks": {"size=%dk", 4, 4},
+		"blocks": {"size=%dk", 4, 8},
 		"inodes": {"nr_inodes=%d", 2, 1},
 	} {
 		t.Run(name, func(t *testing.T) {

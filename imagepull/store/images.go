@@ -195,9 +195,9 @@ func (s *Store) inUse(top digest.Digest) bool {
 func (s *Store) RemoveImage(ctx context.Context, manifest digest.Digest) (Result, error) {
 	result, trash, err := s.unlinkImage(manifest)
 	if err != nil {
-		return result, fmt.Errorf("remove image: %w", err)
+		err = fmt.Errorf("remove image: %w", err)
 	}
-	return result, s.delete(ctx, trash)
+	return result, errors.Join(err, s.delete(ctx, trash))
 }
 
 func (s *Store) unlinkImage(manifest digest.Digest) (result Result, trash []string, err error) {

@@ -109,6 +109,34 @@ func TestImages(t *testing.T) {
 	}
 }
 
+// Where a name cannot be changed, what was written for it goes.
+func TestRenameFails(t *testing.T) {
+	t.Parallel()
+	s := open(t, t.TempDir())
+	a := stack(t, s, 1, "base", "a", "b")
+	recordAs(t, s, "a", a)
+	plant(t, s.root, []string{
+		"holds/" + holdFile("bundle") + "/x=", "images/" + imageFile(manifestOf("b")) + "/x=",
+		"staging/removed-" + filepath.Base(filepath.Dir(a[1].Path)) + "/x=",
+	})
+	if err := s.Hold("bundle", a[2].ChainID); err == nil || len(s.Holders()) != 0 {
+		t.Errorf("held by %v, %v", s.Holders(), err)
+	}
+	if err := s.RecordImage("b", manifestOf("b"), a[2].ChainID); err == nil || len(s.Images()) != 1 {
+		t.Errorf("recorded are %v, %v", s.Images(), err)
+	}
+	result, err := s.RemoveImage(t.Context(), manifestOf("a"))
+	if err == nil || result.Layers != 2 || files(t, s, layersDir) != 1 || files(t, s, stagingDir) != 1 {
+		t.Errorf("removed %+v, %v; %d files in staging", result, err, files(t, s, stagingDir))
+	}
+	if err := os.RemoveAll(s.path(stagingDir, "removed-"+filepath.Base(filepath.Dir(a[1].Path)))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.collect(t.Context(), time.Now().Add(2*DefaultUnclaimed)); err != nil || files(t, s, layersDir) != 0 || files(t, s, stagingDir) != 0 {
+		t.Errorf("the rest is not removed: %v", err)
+	}
+}
+
 func TestManyImages(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())

@@ -171,10 +171,14 @@ func (s *Store) loadLayer(id string) (*entry, error) {
 // replaceJSON makes a file appear whole, in place of an older one.
 func (s *Store) replaceJSON(dir, name string, v any) error {
 	draft := s.path(stagingDir, dir+"-"+name)
-	if err := writeJSON(draft, v); err != nil {
+	err := writeJSON(draft, v)
+	if err == nil {
+		err = os.Rename(draft, s.path(dir, name))
+	}
+	if err != nil {
 		return errors.Join(err, os.RemoveAll(draft))
 	}
-	return os.Rename(draft, s.path(dir, name))
+	return nil
 }
 
 // writeJSON writes v to a file.

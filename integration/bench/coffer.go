@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"runtime/debug"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
@@ -40,8 +39,7 @@ type guest struct {
 
 func newGuest(ctx context.Context, dir, host string, verifyFirst bool) (*guest, error) {
 	// As coffer-guest sets them.
-	debug.SetGCPercent(50)
-	debug.SetMemoryLimit(int64(16+9*imagepull.DefaultMaxUnpacks()) << 20)
+	imagepull.BoundGarbage()
 	client, err := registry.NewClient(registry.Options{Insecure: []string{host}})
 	if err != nil {
 		return nil, err

@@ -13,6 +13,7 @@
 // Where it differs from other readers of the same file:
 //   - a prefix matches at the start of the name and ends where a component
 //     does; a prefix that is a host without a port stands for all its ports;
+//   - a prefix that is a host goes before a wildcard of the same length;
 //   - [[registry]] may leave out location, which then is the prefix;
 //   - a prefix that two entries have is an error, not a matter of order;
 //   - without unqualified-search-registries a short name is Docker Hub's, as in

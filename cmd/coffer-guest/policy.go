@@ -1,0 +1,46 @@
+// SPDX-FileCopyrightText: The coffer authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/coffer-cc/coffer/cdh"
+	"github.com/coffer-cc/coffer/imagepull"
+	"github.com/coffer-cc/coffer/imagepull/policy"
+)
+
+// verifier is the key owner's policy as the puller asks for it.
+type verifier struct{ *policy.Verifier }
+
+func (v verifier) Verify(ctx context.Context, name string, manifest, index digest.Digest) error {
+	return v.Verifier.Verify(ctx, policy.Image{Name: name, Manifest: manifest, Index: index})
+}
+
+// imagePolicy is nil where every image may be used. It reads nothing yet.
+func imagePolicy(conf Config, signatures policy.Source, resources cdh.ResourceGetter, log *slog.Logger) (imagepull.ImagePolicy, error) {
+	if conf.Policy.Image == "" {
+		return nil, nil
+	}
+	refresh := policy.Refresh{Every: time.Duration(conf.Policy.Refresh), MaxStale: time.Duration(conf.Policy.MaxStale)}
+	if refresh.MaxStale == 0 {
+		refresh.MaxStale = -1 // to the policy package 0 is its default
+	}
+	loader, err := policy.NewLoader(conf.Policy.Image, resources, refresh)
+	if err != nil {
+		return nil, fmt.Errorf("policy.image: %w", err)
+	}
+	opts := policy.Options{Refresh: refresh, Logger: log}
+	if conf.Policy.Signatures != "" {
+		if opts.Lookaside, err = policy.NewLookasideLoader(conf.Policy.Signatures, resources, refresh); err != nil {
+			return nil, fmt.Errorf("policy.signatures: %w", err)
+		}
+	}
+	return verifier{policy.NewVerifier(loader, signatures, resources, opts)}, nil
+}
