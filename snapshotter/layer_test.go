@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 )
 
 func TestLayerIsCommitted(t *testing.T) {
@@ -264,6 +265,33 @@ func TestLayerOnLocalParent(t *testing.T) {
 	parent = ""
 	for _, chain := range list {
 		parent = lookup(t, sn, chain, parent)
+	}
+}
+
+// A layer that replaces the root directory hides all that is below.
+func TestOpaqueRoot(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	g := newGuest(t)
+	sn := open(t, t.TempDir(), g)
+	list := chains("opaque", 3)
+	pull(t, sn, list)
+	if err := unix.Setxattr(g.path(list[1]), "trusted.overlay.opaque", []byte("y"), 0); err != nil {
+		t.Fatal(err)
+	}
+	mounts, err := sn.Prepare(t.Context(), "key", list[2].String())
+	noError(t, err)
+	options := strings.Join(mounts[0].Options, ",")
+	if _, lower, _ := strings.Cut(options, "lowerdir="); strings.Count(lower, ":") != 1 {
+		t.Errorf("not two layers: %s", options)
+	}
+	if err := unix.Setxattr(g.path(list[2]), "trusted.overlay.opaque", []byte("y"), 0); err != nil {
+		t.Fatal(err)
+	}
+	mounts, err = sn.View(t.Context(), "view", list[2].String())
+	noError(t, err)
+	if mounts[0].Type != "bind" {
+		t.Errorf("a single layer is mounted as %v", mounts)
 	}
 }
 

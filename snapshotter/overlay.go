@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	diskusage "github.com/containerd/continuity/fs"
+	"github.com/containerd/continuity/sysx"
 	"github.com/containerd/errdefs"
 )
 
@@ -190,6 +191,7 @@ func (s *Snapshotter) checkParents(snap storage.Snapshot) error {
 }
 
 func (s *Snapshotter) mounts(snap storage.Snapshot) []mount.Mount {
+	snap.ParentIDs = s.visible(snap.ParentIDs)
 	switch {
 	case len(snap.ParentIDs) == 0 && snap.Kind == snapshots.KindView:
 		return bind(s.upper(snap.ID), "ro")
@@ -210,6 +212,20 @@ func (s *Snapshotter) mounts(snap storage.Snapshot) []mount.Mount {
 	}
 	options = append(options, "lowerdir="+strings.Join(lower, ":"))
 	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: append(options, s.overlayOptions...)}}
+}
+
+// visible are the parents, top first, down to the first whose root directory is
+// opaque. Overlayfs itself does not look at a root's mark and would show what
+// that layer hides.
+func (s *Snapshotter) visible(ids []string) []string {
+	for i, id := range ids {
+		// A mark that cannot be read is none: checkParents has the errors.
+		mark, err := sysx.Getxattr(s.upper(id), "trusted.overlay.opaque")
+		if err == nil && string(mark) == "y" {
+			return ids[:i+1]
+		}
+	}
+	return ids
 }
 
 func bind(source, mode string) []mount.Mount {

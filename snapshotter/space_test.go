@@ -16,15 +16,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		return
+	}
+	if slices.Contains(strings.Split(os.Getenv("REQUIRE"), ","), "root") {
+		t.Fatal("this needs root, and REQUIRE names it")
+	}
+	t.Skip("this needs root")
+}
+
 // smallDisk mounts a file system of a few MiB.
 func smallDisk(t *testing.T) string {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		if slices.Contains(strings.Split(os.Getenv("REQUIRE"), ","), "root") {
-			t.Fatal("mounting needs root, and REQUIRE names it")
-		}
-		t.Skip("mounting needs root")
-	}
+	needRoot(t)
 	root := t.TempDir()
 	noError(t, unix.Mount("tmpfs", root, "tmpfs", 0, "size=2m,nr_inodes=200"))
 	t.Cleanup(func() { noError(t, unix.Unmount(root, unix.MNT_DETACH)) })

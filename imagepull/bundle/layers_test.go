@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/coffer-cc/coffer/imagepull/bundle"
 )
@@ -54,6 +55,30 @@ func TestManyLayers(t *testing.T) {
 			}
 			checkGone(t, work, dir)
 		})
+	}
+}
+
+// A layer that replaces the root directory hides all that is below.
+func TestOpaqueRoot(t *testing.T) {
+	t.Parallel()
+	work := workDir(t)
+	var layers []string
+	for _, name := range []string{"bottom", "middle", "top"} {
+		layers = append(layers, layer(t, filepath.Join(work, name), map[string]string{name: "x"}))
+	}
+	if err := unix.Setxattr(layers[1], "trusted.overlay.opaque", []byte("y"), 0); err != nil {
+		t.Fatal(err)
+	}
+	b, dir := bundle.New(filepath.Join(work, "scratch")), filepath.Join(work, "bundle")
+	if err := b.Create(dir, manifest, layers, ocispec.Image{}); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(filepath.Join(dir, "rootfs"))
+	if err != nil || len(entries) != 2 || entries[0].Name() != "middle" || entries[1].Name() != "top" {
+		t.Errorf("got %v, %v", entries, err)
+	}
+	if err := b.Remove(dir); err != nil {
+		t.Fatal(err)
 	}
 }
 

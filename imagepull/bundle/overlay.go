@@ -35,7 +35,7 @@ func (o *overlay) close() { _ = o.root.Close() }
 // mountOverlay makes an overlay of layers, bottom up, for target. source is the
 // name under which mountinfo has it. The caller closes it. Before Linux 6.7 it
 // is at target from the beginning.
-func mountOverlay(source, target string, layers []string, upper, work string) (*overlay, error) {
+func mountOverlay(source, target string, layers []string, upper, work string) (_ *overlay, err error) {
 	switch {
 	case len(layers) == 0:
 		return nil, fmt.Errorf("the image has no layers: %w", errdefs.ErrInvalidArgument)
@@ -44,6 +44,9 @@ func mountOverlay(source, target string, layers []string, upper, work string) (*
 	}
 	lowers := slices.Clone(layers)
 	slices.Reverse(lowers) // overlayfs wants the top first
+	if lowers, err = visible(lowers); err != nil {
+		return nil, err
+	}
 	o, err := mountNew(source, target, lowers, upper, work)
 	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPERM) {
 		// No fsopen, or an overlayfs without lowerdir+ (before Linux 6.7).
@@ -54,6 +57,24 @@ func mountOverlay(source, target string, layers []string, upper, work string) (*
 		return old, nil
 	}
 	return o, err
+}
+
+// visible are the layers, top first, down to the first whose root directory is
+// opaque. Overlayfs itself does not look at a root's mark and would show what
+// that layer hides.
+func visible(lowers []string) ([]string, error) {
+	for i, dir := range lowers {
+		var value [2]byte
+		n, err := unix.Lgetxattr(dir, "trusted.overlay.opaque", value[:])
+		switch {
+		case errors.Is(err, unix.ENODATA), errors.Is(err, unix.ENOTSUP), errors.Is(err, unix.ERANGE):
+		case err != nil:
+			return nil, &os.PathError{Op: "lgetxattr", Path: dir, Err: err}
+		case string(value[:n]) == "y":
+			return lowers[:i+1], nil
+		}
+	}
+	return lowers, nil
 }
 
 // paths names directories by their path, or by an open file descriptor where

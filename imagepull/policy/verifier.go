@@ -58,7 +58,8 @@ type Options struct {
 	Refresh Refresh
 	// Lookaside configures the stores of simple signatures; nil is none.
 	Lookaside LookasideProvider
-	// HTTP asks HTTPS stores; nil means a client with the system's roots.
+	// HTTP asks HTTPS stores; nil means a client with the system's roots and no
+	// proxy.
 	HTTP *http.Client
 	// Logger tells of decisions; nil discards.
 	Logger *slog.Logger
@@ -85,7 +86,7 @@ func NewVerifier(p Provider, src Source, resources ResourceGetter, opts Options)
 	}
 	v.now = v.docs.now
 	if v.http == nil {
-		v.http = &http.Client{}
+		v.http = &http.Client{Transport: &http.Transport{TLSHandshakeTimeout: storeTimeout, IdleConnTimeout: storeTimeout}}
 	}
 	if v.log == nil {
 		v.log = slog.New(slog.DiscardHandler)

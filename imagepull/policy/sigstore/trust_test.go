@@ -7,6 +7,7 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
 	"os"
 	"strings"
@@ -139,6 +140,37 @@ func TestFulcio(t *testing.T) {
 				a[sigstore.AnnotationBundle] = string(out)
 			})
 		}, want: "not of a trusted transparency log"},
+		"entry of another signature of the same": {sign: func(s *scene) *sigstore.Signature {
+			theirs := s.Annotations(s.SignMessage([]byte(payloadText), s.cert, s.key, s.at), true)
+			return s.annotated(s.SignMessage([]byte(payloadText), s.cert, s.key, s.at), true, func(a map[string]string) {
+				a[sigstore.AnnotationBundle] = theirs[sigstore.AnnotationBundle]
+			})
+		}, want: "about another signature"},
+		"entry of another signature of the same statement": {sign: func(s *scene) *sigstore.Signature {
+			signed := s.SignStatement(sigstore.PredicateCosignSign, "", "ab", s.cert, s.key, s.at)
+			again := sigstoretest.Sign(s.T, s.key, signed.Message)
+			encode := base64.StdEncoding.EncodeToString
+			b := strings.Replace(string(s.Bundle(signed, all)), encode(signed.Signature), encode(again), 1)
+			sig, err := sigstore.ParseBundle([]byte(b))
+			if err != nil {
+				s.Fatal(err)
+			}
+			return sig
+		}, want: "about another signature"},
+		"timestamp of another signature": {sign: func(s *scene) *sigstore.Signature {
+			return s.stamped(s.Timestamp([]byte("other"), s.at))
+		}, want: "the timestamp is about another signature"},
+		"timestamp that is not said to be one": {sign: func(s *scene) *sigstore.Signature {
+			return s.stamped(nil)
+		}, want: "not signed as it should be"},
+		"timestamper was trusted before": {
+			sign:  bundleWith(sigstoretest.Parts{Proof: true, Timestamp: true}),
+			trust: func(t *sigstore.Trust) { t.Timestamp[0].End = time.Now().AddDate(-1, 0, 0) }, want: "not trusted for that time",
+		},
+		"timestamper is not only that": {sign: func(s *scene) *sigstore.Signature {
+			s.SetTimestamper(false)
+			return s.bundle(s.SignMessage([]byte(payloadText), s.cert, s.key, s.at), sigstoretest.Parts{Proof: true, Timestamp: true})
+		}, want: "not for timestamps alone"},
 		"signed by another key": {sign: func(s *scene) *sigstore.Signature {
 			signed := s.SignMessage([]byte(payloadText), s.cert, sigstoretest.NewKey(s.T), s.at)
 			return s.annotated(signed, true, nil)
@@ -206,6 +238,32 @@ func TestFulcio(t *testing.T) {
 			check(t, trust.Verify(c.sign(s)), c.want)
 		})
 	}
+}
+
+// stamped is a bundle with this timestamp; nil is a right one, mislabelled.
+func (s *scene) stamped(timestamp []byte) *sigstore.Signature {
+	s.Helper()
+	signed := s.SignMessage([]byte(payloadText), s.cert, s.key, s.at)
+	if timestamp == nil {
+		timestamp = s.Mislabelled(signed.Signature, s.at)
+	}
+	var b map[string]any
+	if err := json.Unmarshal(s.Bundle(signed, sigstoretest.Parts{Proof: true}), &b); err != nil {
+		s.Fatal(err)
+	}
+	b["verificationMaterial"].(map[string]any)["timestampVerificationData"] = map[string]any{
+		"rfc3161Timestamps": []any{map[string]any{"signedTimestamp": timestamp}},
+	}
+	out, err := json.Marshal(b)
+	if err != nil {
+		s.Fatal(err)
+	}
+	sig, err := sigstore.ParseBundle(out)
+	if err != nil {
+		s.Fatal(err)
+	}
+	sig.Message = signed.Message
+	return sig
 }
 
 func bundleWith(p sigstoretest.Parts) func(*scene) *sigstore.Signature {

@@ -42,7 +42,7 @@ type Instance struct {
 	Root, Intermediate *x509.Certificate // Fulcio's
 	intermediateKey    *ecdsa.PrivateKey
 	tsaRoot, tsa       *x509.Certificate
-	tsaKey             *ecdsa.PrivateKey
+	tsaKey, tsaRootKey *ecdsa.PrivateKey
 	rekorKey, ctKey    *ecdsa.PrivateKey
 }
 
@@ -50,21 +50,28 @@ type Instance struct {
 func New(tb testing.TB) *Instance {
 	tb.Helper()
 	i := &Instance{tb: tb}
-	var rootKey, tsaRootKey *ecdsa.PrivateKey
+	var rootKey *ecdsa.PrivateKey
 	i.Root, rootKey = i.issue(authority("sigstore test root"), nil, nil)
 	middle := authority("sigstore test intermediate")
 	middle.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning}
 	i.Intermediate, i.intermediateKey = i.issue(middle, i.Root, rootKey)
-	i.tsaRoot, tsaRootKey = i.issue(authority("tsa test root"), nil, nil)
+	i.tsaRoot, i.tsaRootKey = i.issue(authority("tsa test root"), nil, nil)
+	i.SetTimestamper(true)
+	i.rekorKey, i.ctKey = NewKey(tb), NewKey(tb)
+	return i
+}
+
+// SetTimestamper gives the timestamp authority another certificate: one as it
+// must be, or one whose usage is not critical.
+func (i *Instance) SetTimestamper(fit bool) {
+	i.tb.Helper()
 	usage, err := asn1.Marshal([]asn1.ObjectIdentifier{{1, 3, 6, 1, 5, 5, 7, 3, 8}})
 	i.must(err)
 	i.tsa, i.tsaKey = i.issue(&x509.Certificate{
 		Subject: pkix.Name{CommonName: "tsa test"}, NotBefore: long().NotBefore, NotAfter: long().NotAfter,
 		KeyUsage:        x509.KeyUsageDigitalSignature,
-		ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 37}, Critical: true, Value: usage}},
-	}, i.tsaRoot, tsaRootKey)
-	i.rekorKey, i.ctKey = NewKey(tb), NewKey(tb)
-	return i
+		ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 37}, Critical: fit, Value: usage}},
+	}, i.tsaRoot, i.tsaRootKey)
 }
 
 // NewKey makes an ECDSA key.

@@ -183,6 +183,17 @@ func (i *Instance) entry(s *Signed, p Parts) map[string]any {
 // Timestamp is the authority's word that it saw message.
 func (i *Instance) Timestamp(message []byte, at time.Time) []byte {
 	i.tb.Helper()
+	return i.timestamp(message, at, asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 16, 1, 4})
+}
+
+// Mislabelled is a Timestamp whose signed content is not said to be one.
+func (i *Instance) Mislabelled(message []byte, at time.Time) []byte {
+	i.tb.Helper()
+	return i.timestamp(message, at, pkcs7.OIDData)
+}
+
+func (i *Instance) timestamp(message []byte, at time.Time, contentType asn1.ObjectIdentifier) []byte {
+	i.tb.Helper()
 	type imprint struct {
 		Algorithm struct{ Algorithm asn1.ObjectIdentifier }
 		Hash      []byte
@@ -202,7 +213,7 @@ func (i *Instance) Timestamp(message []byte, at time.Time) []byte {
 	token, err := pkcs7.NewSignedData(content)
 	i.must(err)
 	token.SetDigestAlgorithm(pkcs7.OIDDigestAlgorithmSHA256)
-	token.GetSignedData().ContentInfo.ContentType = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 16, 1, 4}
+	token.GetSignedData().ContentInfo.ContentType = contentType
 	i.must(token.AddSignerChain(i.tsa, i.tsaKey, []*x509.Certificate{i.tsaRoot}, pkcs7.SignerInfoConfig{}))
 	der, err := token.Finish()
 	i.must(err)
