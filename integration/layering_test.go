@@ -34,7 +34,7 @@ func allowedMeetings() map[string][]string {
 // testSupport are the packages that ship fakes and builders: tests of any
 // package may use them, product code outside integration may not.
 func testSupport() []string {
-	return []string{"imagepull/imagetest", "kbs/kbstest", "attester/attestertest"}
+	return []string{"imagepull/imagetest", "kbs/kbstest", "attester/attestertest", "imagepull/policy/sigstore/sigstoretest"}
 }
 
 type listedPackage struct {

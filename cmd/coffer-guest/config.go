@@ -71,7 +71,7 @@ type Config struct {
 		MaxStale   daemon.Duration `toml:"max_stale"`
 	} `toml:"policy"`
 	Registry RegistryConfig `toml:"registry"`
-	Metrics struct {
+	Metrics  struct {
 		Address string `toml:"address"`
 	} `toml:"metrics"`
 	Log struct {

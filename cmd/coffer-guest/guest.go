@@ -36,7 +36,7 @@ type guest struct {
 	endpoints []*endpoint
 	layers    *store.Store
 	metrics   *metrics.Metrics
-	scrape    *scrape // nil if nobody may
+	scrape    *scrape        // nil if nobody may
 	closers   []func() error // to be called in reverse order
 }
 
