@@ -10,6 +10,8 @@ export CGO_ENABLED := 0
 export GOFLAGS ?= -buildvcs=false
 
 BINARIES := coffer coffer-guest coffer-kbs coffer-snapshotter
+# The implementations that the image policy is compared with: a module of its own.
+ORACLE := imagepull/policy/oracle
 LINT := go tool -modfile=integration/tools/go.mod golangci-lint
 
 .PHONY: help
@@ -41,6 +43,7 @@ demo: tools build ## encrypt a system image, run it through containerd, prove th
 .PHONY: test
 test: tools build ## every test, those on real components included
 	go test -timeout 20m ./...
+	cd $(ORACLE) && go test -timeout 10m -tags containers_image_openpgp,exclude_graphdriver_btrfs ./...
 
 .PHONY: test-unit
 test-unit: ## the tests that need neither root nor other programs
@@ -60,6 +63,7 @@ lint: ## golangci-lint, go vet for arm64, go.mod up to date, licence headers
 	GOARCH=arm64 go vet ./cmd/...
 	integration/tools/headers.sh
 	go mod tidy -diff
+	cd $(ORACLE) && go mod tidy -diff
 
 .PHONY: generate
 generate: ## regenerate what is generated (needs protoc)
