@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
@@ -46,6 +47,10 @@ func TestManyLayers(t *testing.T) {
 			}
 			if entries, err := os.ReadDir(filepath.Join(dir, "rootfs")); err != nil || len(entries) != 500 {
 				t.Errorf("got %d files: %v", len(entries), err)
+			}
+			// What other programs read their mounts with has a limit for one line.
+			if mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir)); err != nil || len(mounts) != 1 {
+				t.Errorf("mounts: %v, %v", mounts, err)
 			}
 			if got, err := bundle.New("").Complete(dir); err != nil || got != manifest {
 				t.Errorf("another Bundler finds %q, %v", got, err)

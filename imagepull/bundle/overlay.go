@@ -19,6 +19,10 @@ const (
 	maxValue = 255
 	// maxOptions is the longest option string mount(2) takes: one page.
 	maxOptions = 4095
+	// maxShown is how long the names of all layers may be as /proc/self/mountinfo
+	// shows them. Common programs, runc among them, fail for every mount of the
+	// machine where one line is longer than 64 KiB.
+	maxShown = 32 << 10
 	// maxStack is how many lower layers overlayfs takes.
 	maxStack = 500
 )
@@ -113,6 +117,9 @@ func mountNew(source, target string, lowers []string, upper, work string) (*over
 	fs := os.NewFile(uintptr(fd), "overlay")
 	defer func() { _ = fs.Close() }()
 	p := &paths{longest: maxValue}
+	if length(lowers) > maxShown {
+		p.longest = 0 // all by descriptor
+	}
 	defer p.close()
 	set := func(key, path string) error {
 		name, err := p.name(path)
@@ -148,6 +155,13 @@ func mountNew(source, target string, lowers []string, upper, work string) (*over
 		return os.NewSyscallError("move_mount", unix.MoveMount(mfd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH))
 	}
 	return &overlay{root: os.NewFile(uintptr(mfd), target), attach: attach}, nil
+}
+
+func length(names []string) (n int) {
+	for _, name := range names {
+		n += len(name)
+	}
+	return n
 }
 
 // kernelText is what the kernel logged about a mount that failed.
