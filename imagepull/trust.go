@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -146,9 +147,18 @@ func (p *Puller) askPolicy(ctx context.Context, pl *pull) (err error) {
 	event := Event{Image: pl.key.name, Manifest: pl.image.Manifest, Stage: StagePolicy}
 	end := p.span(event)
 	defer func() { end(err) }()
+	var verdict error
 	err = p.retries(event).do(ctx, func() error {
-		return p.opts.Policy.Verify(ctx, pl.image.Name, pl.image.Manifest, pl.image.Index)
+		verdict = p.opts.Policy.Verify(ctx, pl.image.Name, pl.image.Manifest, pl.image.Index)
+		var asked *registry.Error
+		if errors.As(verdict, &asked) {
+			return verdict
+		}
+		return nil // whoever else the policy asks has been asked again already
 	})
+	if err == nil {
+		err = verdict
+	}
 	log := p.opts.Logger.With("image", pl.image.Name, "manifest", pl.image.Manifest, "stage", StagePolicy)
 	if err != nil {
 		log.WarnContext(ctx, "image policy does not allow the image", "err", err)

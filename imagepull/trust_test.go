@@ -20,6 +20,7 @@ import (
 
 	"github.com/coffer-cc/coffer/imagepull"
 	"github.com/coffer-cc/coffer/imagepull/imagetest"
+	"github.com/coffer-cc/coffer/imagepull/registry"
 )
 
 // judge is an image policy that notes what it is asked.
@@ -192,15 +193,27 @@ func TestRefusalIsNotRemembered(t *testing.T) {
 	}
 }
 
-// TestPolicyAwayIsTriedAgain has a policy whose key broker is away for a moment.
+// A registry that has signatures may be away for a moment. The key broker's
+// client has tried again itself.
 func TestPolicyAwayIsTriedAgain(t *testing.T) {
 	t.Parallel()
-	policy := &judge{err: errdefs.ErrUnavailable}
-	policy.hook = func() { policy.say(nil) }
-	e := newEnv(t, newKeyring(), func(o *imagepull.Options) { o.Policy = policy })
-	p := e.registry.Push(t, "a/b:v1", imagetest.Image{Layers: []imagetest.Layer{{}}})
-	if err := e.top(p); err != nil {
-		t.Error(err)
+	for what, c := range map[string]struct {
+		err   error
+		asked int
+	}{
+		"registry":   {fmt.Errorf("signatures: %w", &registry.Error{Temporary: true}), 2},
+		"key broker": {errdefs.ErrUnavailable.WithMessage("kbs: no answer"), 1},
+	} {
+		policy := &judge{err: c.err}
+		policy.hook = func() { policy.say(nil) }
+		e := newEnv(t, newKeyring(), func(o *imagepull.Options) { o.Policy = policy })
+		p := e.registry.Push(t, "a/b:v1", imagetest.Image{Layers: []imagetest.Layer{{}}})
+		if err := e.top(p); (err == nil) != (c.asked > 1) {
+			t.Errorf("%s: error %v", what, err)
+		}
+		if n := len(policy.take()); n != c.asked {
+			t.Errorf("%s: asked %d times, want %d", what, n, c.asked)
+		}
 	}
 }
 

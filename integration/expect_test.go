@@ -35,6 +35,22 @@ func (m *machine) runs(t *testing.T, p *published) {
 // texts, and nothing left of the image's top layer.
 func (m *machine) refuses(t *testing.T, p *published, texts ...string) {
 	t.Helper()
+	m.notPulled(t, p, texts...)
+	if _, err := m.pod.Create(t.Context(), "refused", p.ref, "cat", "/secret"); err == nil {
+		t.Error("a container was created from the refused image")
+	}
+	m.holdsNothing(t, p)
+	for _, point := range m.mounted(t) {
+		if !strings.HasPrefix(point, m.ContainerdState()) && point != m.GuestStore() {
+			t.Errorf("mounted, and not for a container: %s", point)
+		}
+	}
+}
+
+// notPulled pulls the image with crictl and wants an error that has all of the
+// texts.
+func (m *machine) notPulled(t *testing.T, p *published, texts ...string) {
+	t.Helper()
 	err := m.Pull(t.Context(), p.ref)
 	var refused *testbed.CommandError
 	if !errors.As(err, &refused) {
@@ -44,15 +60,6 @@ func (m *machine) refuses(t *testing.T, p *published, texts ...string) {
 	for _, text := range texts {
 		if !strings.Contains(refused.Output, text) {
 			t.Errorf("the error does not say %q", text)
-		}
-	}
-	if _, err := m.pod.Create(t.Context(), "refused", p.ref, "cat", "/secret"); err == nil {
-		t.Error("a container was created from the refused image")
-	}
-	m.holdsNothing(t, p)
-	for _, point := range m.mounted(t) {
-		if !strings.HasPrefix(point, m.ContainerdState()) && point != m.GuestStore() {
-			t.Errorf("mounted, and not for a container: %s", point)
 		}
 	}
 }

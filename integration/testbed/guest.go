@@ -48,7 +48,7 @@ level = "debug"
 func (t *Testbed) prepareGuest(ctx context.Context) error {
 	config := fmt.Sprintf(guestConfig, t.path("g.sock"), t.path("cdh.sock"), t.path("aa.sock"),
 		t.KBSURL, t.GuestStore(), t.RegistryHost)
-	file := t.path("guest.toml")
+	file := t.GuestConfig()
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		return err
 	}
@@ -62,6 +62,9 @@ func (t *Testbed) prepareGuest(ctx context.Context) error {
 	t.Guest.ours = true
 	return nil
 }
+
+// GuestConfig is the configuration file of coffer-guest.
+func (t *Testbed) GuestConfig() string { return t.path("guest.toml") }
 
 // GuestStore is the folder of coffer-guest's layers.
 func (t *Testbed) GuestStore() string { return t.path("guest") }
