@@ -36,8 +36,10 @@ type guest struct {
 	endpoints []*endpoint
 	layers    *store.Store
 	metrics   *metrics.Metrics
-	scrape    *scrape        // nil if nobody may
-	closers   []func() error // to be called in reverse order
+	anyImage  bool               // there is no image policy
+	measurer  imagepull.Measurer // nil where pulls are not measured
+	scrape    *scrape            // nil if nobody may
+	closers   []func() error     // to be called in reverse order
 }
 
 // keyService is what gets resources and tokens: the KBS's client, or what says
@@ -79,7 +81,7 @@ func newGuest(ctx context.Context, conf Config, log *slog.Logger) (_ *guest, err
 	}
 	hub := cdh.NewHub(keys, cdh.Options{})
 	g.closers = append(g.closers, func() error { hub.Close(); return nil })
-	puller, err := g.puller(conf, hub, evidence)
+	puller, err := g.puller(conf, hub)
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +139,7 @@ func (g *guest) keyService(conf Config, evidence kbs.EvidenceSource) (keyService
 }
 
 // puller makes what pulls, and with it the store and the registry's client.
-func (g *guest) puller(conf Config, hub *cdh.Hub, agent aaservice.EvidenceSource) (*imagepull.Puller, error) {
+func (g *guest) puller(conf Config, hub *cdh.Hub) (*imagepull.Puller, error) {
 	options, err := registryOptions(conf, hub, g.log)
 	if err != nil {
 		return nil, err
@@ -151,6 +153,7 @@ func (g *guest) puller(conf Config, hub *cdh.Hub, agent aaservice.EvidenceSource
 	if err != nil {
 		return nil, err
 	}
+	g.anyImage = allowed == nil
 	g.layers, err = store.Open(conf.Image.WorkDir, store.Options{
 		MaxAge: time.Duration(conf.Image.Keep.MaxAge), MaxBytes: conf.Image.Keep.MaxBytes, Logger: g.log,
 	})
@@ -161,7 +164,7 @@ func (g *guest) puller(conf Config, hub *cdh.Hub, agent aaservice.EvidenceSource
 	g.metrics = metrics.New(metrics.Options{Usage: g.layers.Usage})
 	p := imagepull.NewPuller(client, hub, g.layers, imagepull.Options{
 		Policy:               allowed,
-		Measure:              measurer(conf, agent),
+		Measure:              g.measurer,
 		MaxDownloads:         conf.Image.MaxDownloads,
 		MaxDownloadsPerImage: conf.Image.PerImage.MaxDownloads,
 		MaxUnpacks:           conf.Image.MaxUnpacks,
@@ -197,6 +200,9 @@ func (g *guest) serve(ctx context.Context) error {
 		cancel()
 		<-sweeper
 	}()
+	if g.anyImage {
+		g.log.WarnContext(ctx, "every image may be used here: set policy.image to say which")
+	}
 	g.log.InfoContext(ctx, "serving", "version", version())
 	if err := daemon.Ready(); err != nil { // the sockets listen since newGuest
 		g.log.WarnContext(ctx, "cannot tell systemd that the daemon is ready", "err", err)

@@ -11,8 +11,6 @@ import (
 
 	"github.com/coffer-cc/coffer/attester"
 	"github.com/coffer-cc/coffer/attester/eventlog"
-	aaservice "github.com/coffer-cc/coffer/attester/service"
-	"github.com/coffer-cc/coffer/imagepull"
 )
 
 // The event of a pull, as verifiers know it.
@@ -21,7 +19,8 @@ const (
 	eventOperation = "PullImage"
 )
 
-// eventLog begins the log of runtime events, where the TEE can have one.
+// eventLog begins the log of runtime events, where the TEE can have one. Pulls
+// are measured where it is open.
 func (g *guest) eventLog(ctx context.Context, conf Config, agent *attester.Agent) error {
 	if conf.Attester.Measure == measureOff {
 		return nil
@@ -34,29 +33,14 @@ func (g *guest) eventLog(ctx context.Context, conf Config, agent *attester.Agent
 	if err != nil {
 		return fmt.Errorf("attester.measure: %w", err)
 	}
+	g.measurer = pulls{agent}
 	return nil
 }
 
 // pulls measures them as events of the agent.
-type pulls struct {
-	agent    aaservice.EvidenceSource
-	required bool
-}
+type pulls struct{ agent *attester.Agent }
 
-// measurer is nil where nothing is to be measured.
-func measurer(conf Config, agent aaservice.EvidenceSource) imagepull.Measurer {
-	if conf.Attester.Measure == measureOff {
-		return nil
-	}
-	return pulls{agent: agent, required: conf.Attester.Measure == measureRequired}
-}
-
-// Measure extends the default register. A TEE without registers is no error,
-// unless measuring is required.
+// Measure extends the default register.
 func (p pulls) Measure(ctx context.Context, event []byte) error {
-	err := p.agent.Measure(ctx, eventlog.Event{Domain: eventDomain, Operation: eventOperation, Content: string(event)}, eventlog.DefaultPCR)
-	if !p.required && errdefs.IsNotImplemented(err) {
-		return nil
-	}
-	return err
+	return p.agent.Measure(ctx, eventlog.Event{Domain: eventDomain, Operation: eventOperation, Content: string(event)}, eventlog.DefaultPCR)
 }

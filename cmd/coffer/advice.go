@@ -26,6 +26,8 @@ func inFlags(err error) error {
 		"add its CA to [registry] ca_files", "name a folder that has it with --certs-dir",
 		"in [registry] certs_dir", "into the folder of --certs-dir",
 		"[registry.proxy] of coffer-guest's configuration", "HTTPS_PROXY, HTTP_PROXY and NO_PROXY",
+		"set policy.signatures", "name a file with --signatures",
+		"the document that policy.signatures names", "the file of --signatures",
 		"image.work_dir", "--root",
 	).Replace(err.Error())
 	return advised{err, text}

@@ -52,6 +52,7 @@ type pullFlags struct {
 	json, quiet    bool
 	timeline       string
 	policy         string
+	signatures     string
 	platform       string
 	registriesConf string
 	certsDir       string
@@ -79,6 +80,7 @@ func (p *process) pullCommand() *cobra.Command {
 	f.BoolVar(&flags.json, "json", false, "print one JSON object when the pull is done, and nothing else on standard output")
 	f.BoolVarP(&flags.quiet, "quiet", "q", false, "show no progress")
 	f.StringVar(&flags.timeline, "timeline", "", "draw the pull into this SVG `FILE`")
+	f.StringVar(&flags.signatures, "signatures", "", "where simple signatures are stored, a `FILE` in the form of registries.d, or a kbs URI")
 	f.StringVar(&flags.policy, "policy", "", "image policy, a `FILE` in the form of policy.json, or a kbs URI (default: every image)")
 	f.StringVar(&flags.platform, "platform", "", "the image for `OS/ARCH[/VARIANT]` (default: this machine's)")
 	f.StringVar(&flags.registriesConf, "registries-conf", "", "mirrors and other places of images, a `FILE` in the form of registries.conf")

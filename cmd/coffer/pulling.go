@@ -71,7 +71,7 @@ func (p *process) newPulling(ctx context.Context, flags *pullFlags, ref registry
 		},
 	}
 	if flags.policy != "" {
-		if opts.Policy, err = newImagePolicy(ctx, flags.policy, client, keys); err != nil {
+		if opts.Policy, err = newImagePolicy(ctx, flags, client, keys); err != nil {
 			return nil, err
 		}
 	}
@@ -178,28 +178,46 @@ func (p imagePolicy) Verify(ctx context.Context, name string, manifest, index di
 
 // newImagePolicy reads a policy from a file, or from the key broker service when
 // it is first asked.
-func newImagePolicy(ctx context.Context, from string, src policy.Source, keys *keySource) (imagepull.ImagePolicy, error) {
+func newImagePolicy(ctx context.Context, flags *pullFlags, src policy.Source, keys *keySource) (imagepull.ImagePolicy, error) {
 	var resources policy.ResourceGetter
 	if keys.hub != nil {
 		resources = keys.hub
 	}
-	if !strings.Contains(from, "://") {
-		path, err := filepath.Abs(from)
-		if err != nil {
-			return nil, fmt.Errorf("--policy: %w", err)
-		}
-		from = path
-	}
-	loader, err := policy.NewLoader(from, resources, policy.Refresh{})
+	loader, err := policy.NewLoader(documentURI(flags.policy), resources, policy.Refresh{})
 	if err != nil {
 		return nil, usagef("--policy: %w", err)
 	}
-	if filepath.IsAbs(from) {
+	if !strings.Contains(flags.policy, "://") {
 		if _, err := loader.Policy(ctx); err != nil {
 			return nil, fmt.Errorf("--policy: %w", err)
 		}
 	}
-	return imagePolicy{policy.NewVerifier(loader, src, resources, policy.Options{})}, nil
+	var opts policy.Options
+	if flags.signatures != "" {
+		stores, err := policy.NewLookasideLoader(documentURI(flags.signatures), resources, policy.Refresh{})
+		if err != nil {
+			return nil, usagef("--signatures: %w", err)
+		}
+		if !strings.Contains(flags.signatures, "://") {
+			if _, err := stores.Lookaside(ctx); err != nil {
+				return nil, fmt.Errorf("--signatures: %w", err)
+			}
+		}
+		opts.Lookaside = stores
+	}
+	return imagePolicy{policy.NewVerifier(loader, src, resources, opts)}, nil
+}
+
+// documentURI makes a path absolute and leaves a URI as it is.
+func documentURI(from string) string {
+	if strings.Contains(from, "://") {
+		return from
+	}
+	path, err := filepath.Abs(from)
+	if err != nil {
+		return from // there is no working directory; reading it says so
+	}
+	return path
 }
 
 // stagesOf are seconds by stage.

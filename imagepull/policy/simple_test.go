@@ -267,7 +267,7 @@ func TestStores(t *testing.T) {
 		return o
 	}
 	remote := "default-docker: {lookaside: '" + server.URL + "/base'}\n"
-	want(t, s.verify(doc, policy.Options{}), errDenied, "no signature store is configured", "image.sigstore_config")
+	want(t, s.verify(doc, policy.Options{}), errDenied, "no signature store is configured", "policy.signatures")
 	want(t, s.verify(doc, with("docker: {other.example: {lookaside: 'https://o.example'}}")), errDenied, "no signature store is configured for registry.example/team/app")
 	want(t, s.verify(doc, with(remote)), errDenied, "the image has no signature")
 	if asked != 2 {

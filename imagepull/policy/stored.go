@@ -45,7 +45,7 @@ func (e *evaluation) storedSignatures(ctx context.Context) ([]stored, *refusal) 
 
 func (e *evaluation) readStore(ctx context.Context) ([]stored, *refusal) {
 	if e.lookaside == nil {
-		return nil, refused("set image.sigstore_config_uri or image.sigstore_config", "no signature store is configured")
+		return nil, refused("set policy.signatures", "no signature store is configured")
 	}
 	l, err := e.lookaside.Lookaside(ctx)
 	if err != nil {
@@ -53,7 +53,7 @@ func (e *evaluation) readStore(ctx context.Context) ([]stored, *refusal) {
 	}
 	base := l.find(e.image.name)
 	if base == nil {
-		return nil, refused("name one under docker or default-docker in image.sigstore_config", "no signature store is configured for %s", e.image.name.repository)
+		return nil, refused("name one under docker or default-docker in the document that policy.signatures names", "no signature store is configured for %s", e.image.name.repository)
 	}
 	var out []stored
 	for _, d := range e.image.digests {
@@ -112,6 +112,16 @@ func (e *evaluation) readSignature(ctx context.Context, u *url.URL) ([]byte, err
 		return nil, errdefs.ErrNotFound
 	}
 	return nil, fmt.Errorf("the store answered %s: %w", resp.Status, errdefs.ErrUnavailable)
+}
+
+// onlyHTTPS keeps a store from sending the guest to anything else: whoever is
+// on the way could then choose the signatures that it gets to see.
+func onlyHTTPS(req *http.Request, via []*http.Request) error {
+	const most = 10
+	if req.URL.Scheme != "https" || len(via) >= most {
+		return errors.New("redirected to something other than HTTPS, or too often")
+	}
+	return nil
 }
 
 func readLimited(r io.Reader) ([]byte, error) {
