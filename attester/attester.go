@@ -84,6 +84,8 @@ type Agent struct {
 	attester Attester
 	turn     chan struct{} // holds a token while the attester works
 	log      *eventlog.Log // nil until OpenEventLog
+	// noRegisters is why OpenEventLog found none, nil if it did not.
+	noRegisters error
 }
 
 // NewAgent returns an agent over a.

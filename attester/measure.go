@@ -31,6 +31,9 @@ func (a *Agent) OpenEventLog(dir string) error {
 		return fmt.Errorf("TEE %s has no runtime measurement registers: %w", a.TEE(), errdefs.ErrNotImplemented)
 	}
 	if _, err := m.ReadRegister(m.Register(eventlog.DefaultPCR)); err != nil {
+		if errdefs.IsNotImplemented(err) {
+			a.noRegisters = err
+		}
 		return err
 	}
 	log, err := eventlog.Open(dir, m)
@@ -47,6 +50,9 @@ func (a *Agent) OpenEventLog(dir string) error {
 // error is NotImplemented where the TEE has no registers, and FailedPrecondition
 // where there is no event log.
 func (a *Agent) Measure(ctx context.Context, e eventlog.Event, pcr uint64) error {
+	if a.noRegisters != nil {
+		return a.noRegisters
+	}
 	if a.log == nil {
 		if _, ok := a.attester.(Measurer); !ok {
 			return fmt.Errorf("TEE %s has no runtime measurement registers: %w", a.TEE(), errdefs.ErrNotImplemented)

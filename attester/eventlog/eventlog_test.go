@@ -264,6 +264,61 @@ func TestDamage(t *testing.T) {
 	}
 }
 
+// What was cut off or taken away is not made up for with zeros, at which
+// verifiers stop reading.
+func TestGaps(t *testing.T) {
+	t.Parallel()
+	dir, r := t.TempDir(), newRegisters()
+	l, err := eventlog.Open(dir, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Extend(pullEvent("1"), 17); err != nil {
+		t.Fatal(err)
+	}
+	whole := read(t, dir, "eventlog")
+	write(t, dir, "eventlog", slices.Concat(whole, make([]byte, 16), whole))
+	if _, err := eventlog.Open(dir, r); !errdefs.IsDataLoss(err) {
+		t.Errorf("zeros in the log: got error %v", err)
+	}
+	write(t, dir, "eventlog", whole)
+	r.failAfter = true
+	if err := l.Extend(pullEvent("2"), 17); err == nil {
+		t.Fatal("no error")
+	}
+	r.failAfter = false
+	if err := os.Remove(filepath.Join(dir, "eventlog")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := eventlog.Open(dir, r); !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), "lacks entries") {
+		t.Errorf("a log that is gone: got error %v", err)
+	}
+}
+
+// Without a look at the log nothing is extended.
+func TestLogThatCannotBeSeen(t *testing.T) {
+	t.Parallel()
+	dir, r := t.TempDir(), newRegisters()
+	l, err := eventlog.Open(dir, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "eventlog")
+	if err := os.Symlink(path, path); err != nil { // to itself
+		t.Fatal(err)
+	}
+	if err := l.Extend(pullEvent("1"), 17); err == nil || r.extensions != 0 {
+		t.Errorf("%d extensions, error %v", r.extensions, err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Extend(pullEvent("1"), 17); err != nil {
+		t.Error(err)
+	}
+	replayEquals(t, l, r)
+}
+
 func read(t *testing.T, dir, name string) []byte {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(dir, name))

@@ -63,7 +63,11 @@ func Open(dir string, registers Registers) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := (&reader{rest: entries}).entries(len(entries), nil); err != nil {
+	n, err := (&reader{rest: entries}).entries(len(entries), nil)
+	if err == nil && n != len(entries) {
+		err = fmt.Errorf("byte %d: %w: no entry", n, errdefs.ErrInvalidArgument)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("event log %s is damaged, restart the machine: %w: %w", l.path(), errdefs.ErrDataLoss, err)
 	}
 	return l, nil
@@ -87,6 +91,18 @@ func (l *Log) Entries() ([]byte, error) {
 	return b, nil
 }
 
+// size is the log's length in bytes.
+func (l *Log) size() (int64, error) {
+	info, err := os.Stat(l.path())
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	return info.Size(), nil
+}
+
 // Extend measures an event into the register that stands for pcr and logs it.
 // Both or neither are done, also across a crash: a journal is written first.
 func (l *Log) Extend(e Event, pcr uint64) error {
@@ -105,9 +121,9 @@ func (l *Log) Extend(e Event, pcr uint64) error {
 	if err != nil {
 		return fmt.Errorf("measure %s: %w", e.Operation, err)
 	}
-	var offset int64
-	if info, err := os.Stat(l.path()); err == nil {
-		offset = info.Size()
+	offset, err := l.size()
+	if err != nil {
+		return fmt.Errorf("measure %s: %w", e.Operation, err)
 	}
 	digest := e.Digest(hash)
 	next := record{offset: offset, expected: sum(hash, was, digest), register: register, event: e}
@@ -168,6 +184,13 @@ func (l *Log) recover() error {
 	entry, err := r.event.entry(r.register, hash)
 	if err != nil {
 		return err
+	}
+	size, err := l.size()
+	if err != nil {
+		return err
+	}
+	if size < r.offset {
+		return fmt.Errorf("%w: the log lacks entries before the last, restart the machine", errdefs.ErrDataLoss)
 	}
 	is, err := l.registers.ReadRegister(r.register)
 	if err != nil {

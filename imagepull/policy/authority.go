@@ -7,6 +7,7 @@ import (
 	"context"
 	"net/url"
 	"slices"
+	"strings"
 
 	"github.com/coffer-cc/coffer/imagepull/policy/sigstore"
 )
@@ -55,7 +56,7 @@ func parseFulcio(parent *fields, n *node) *fulcio {
 		f.fail("", "give exactly one of subjectEmail, subjectURI and subjectURIPrefix")
 	}
 	if id.URIPrefix != "" && !endsInPath(id.URIPrefix) {
-		f.fail("subjectURIPrefix", "a prefix has a scheme, a whole host and at least the first slash of the path")
+		f.fail("subjectURIPrefix", "a prefix has a scheme, a whole host and a path that ends in a slash or goes on behind an @")
 	}
 	r.identity = id
 	if err := f.end(); err != nil && parent.err == nil {
@@ -64,10 +65,11 @@ func parseFulcio(parent *fields, n *node) *fulcio {
 	return r
 }
 
-// endsInPath guards against a prefix that other hosts begin with, too.
+// endsInPath guards against a prefix that other hosts, or other owners and
+// repositories there, begin with, too.
 func endsInPath(prefix string) bool {
 	u, err := url.Parse(prefix)
-	return err == nil && u.Scheme != "" && u.Host != "" && u.Path != ""
+	return err == nil && u.Scheme != "" && u.Host != "" && (strings.HasSuffix(u.Path, "/") || strings.Contains(u.Path, "@"))
 }
 
 func count(conditions ...bool) int {

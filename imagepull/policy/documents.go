@@ -12,6 +12,7 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -55,8 +56,10 @@ type documents struct {
 
 type document struct {
 	turn  chan struct{} // holds one token: whose turn it is to read
-	bytes []byte        // guarded by the token, like the rest
+	bytes []byte        // guarded by the token, like the next two
 	read  time.Time     // zero if it never was
+	away  error         // why the last read did not reach the source, else nil
+	reads atomic.Int64  // that have ended
 }
 
 func newDocuments(resources ResourceGetter, r Refresh) *documents {
@@ -84,6 +87,7 @@ func (d *documents) get(ctx context.Context, uri string) ([]byte, error) {
 		d.byURI[uri] = doc
 	}
 	d.mu.Unlock()
+	seen := doc.reads.Load()
 	select {
 	case <-doc.turn:
 		defer func() { doc.turn <- struct{}{} }()
@@ -94,17 +98,29 @@ func (d *documents) get(ctx context.Context, uri string) ([]byte, error) {
 	if !doc.read.IsZero() && age < d.every {
 		return doc.bytes, nil
 	}
-	b, err := d.read(ctx, uri)
-	if err == nil {
-		doc.bytes, doc.read = b, d.now()
-		return b, nil
-	}
-	if ctx.Err() != nil || errdefs.IsUnavailable(err) || errdefs.IsDeadlineExceeded(err) {
-		if !doc.read.IsZero() && age < d.every+d.maxStale {
-			return doc.bytes, nil
+	if doc.away == nil || doc.reads.Load() == seen { // nobody has just tried for those who wait
+		b, err := d.read(ctx, uri)
+		doc.reads.Add(1)
+		doc.away = nil
+		switch {
+		case err == nil:
+			doc.bytes, doc.read = b, d.now()
+			return b, nil
+		case ctx.Err() == nil && !errdefs.IsUnavailable(err) && !errdefs.IsDeadlineExceeded(err):
+			doc.bytes, doc.read = nil, time.Time{} // withdrawn, or refused
+			return nil, fmt.Errorf("%s: %w", uri, err)
+		case ctx.Err() != nil: // only this caller's
+			return doc.standIn(uri, age < d.every+d.maxStale, err)
 		}
-	} else {
-		doc.bytes, doc.read = nil, time.Time{} // withdrawn, or refused
+		doc.away = err
+	}
+	return doc.standIn(uri, age < d.every+d.maxStale, doc.away)
+}
+
+// standIn returns the last good document if there is one, and it may.
+func (doc *document) standIn(uri string, may bool, err error) ([]byte, error) {
+	if may && !doc.read.IsZero() {
+		return doc.bytes, nil
 	}
 	return nil, fmt.Errorf("%s: %w", uri, err)
 }

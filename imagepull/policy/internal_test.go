@@ -4,12 +4,92 @@
 package policy
 
 import (
+	"context"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
 	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 )
+
+// slowAway is a KBS that cannot be reached, which it takes until release to
+// find out.
+type slowAway struct {
+	release chan struct{}
+	asked   atomic.Int64
+}
+
+func (s *slowAway) GetResource(context.Context, string) ([]byte, error) {
+	s.asked.Add(1)
+	<-s.release
+	return nil, errdefs.ErrUnavailable
+}
+
+// TestAwayIsFoundOutOnce: who waits for a read does not wait for one more.
+func TestAwayIsFoundOutOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		kbs := &slowAway{release: make(chan struct{})}
+		docs := newDocuments(kbs, Refresh{})
+		var done sync.WaitGroup
+		for range 20 {
+			done.Go(func() {
+				if _, err := docs.get(t.Context(), "kbs:///a/b/c"); !errdefs.IsUnavailable(err) {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait() // one asks, the others wait
+		close(kbs.release)
+		done.Wait()
+		if n := kbs.asked.Load(); n != 1 {
+			t.Errorf("asked %d times", n)
+		}
+		if _, err := docs.get(t.Context(), "kbs:///a/b/c"); !errdefs.IsUnavailable(err) || kbs.asked.Load() != 2 {
+			t.Errorf("%v, asked %d times", err, kbs.asked.Load()) // who comes later asks again
+		}
+	})
+}
+
+// TestRedirects: a store leads nowhere but to HTTPS.
+func TestRedirects(t *testing.T) {
+	t.Parallel()
+	plain := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("chosen")) }))
+	defer plain.Close()
+	var to string
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/end" {
+			_, _ = w.Write([]byte("signature"))
+			return
+		}
+		http.Redirect(w, r, to, http.StatusFound)
+	}))
+	defer server.Close()
+	v := NewVerifier(&Policy{}, nil, nil, Options{})
+	v.http.Transport = server.Client().Transport
+	e := &evaluation{Verifier: v}
+	u, err := url.Parse(server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	to = server.URL + "/end"
+	if b, err := e.readSignature(t.Context(), u); err != nil || string(b) != "signature" {
+		t.Errorf("%q, %v", b, err)
+	}
+	for _, to = range []string{plain.URL, server.URL + "/again"} {
+		if b, err := e.readSignature(t.Context(), u); err == nil || !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "redirected") {
+			t.Errorf("%s: %q, %v", to, b, err)
+		}
+	}
+}
 
 // FuzzPayload: what is read as a payload names a digest and a reference.
 func FuzzPayload(f *testing.F) {

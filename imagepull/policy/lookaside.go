@@ -72,7 +72,10 @@ func parseLookaside(b []byte) (*Lookaside, error) {
 		if err != nil {
 			return nil, fmt.Errorf("docker: %q: %w", clip(scope, 200), err)
 		}
-		if u != nil {
+		if scope = withoutHTTPS(scope); u != nil {
+			if l.scopes[scope] != nil {
+				return nil, fmt.Errorf("docker: %q: given twice, with the port of HTTPS and without", clip(scope, 200))
+			}
 			l.scopes[scope] = u
 		}
 	}

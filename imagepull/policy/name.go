@@ -21,10 +21,14 @@ type name struct {
 }
 
 // parseName reads a reference as every container tool does: a missing host is
-// docker.io. A tag is not added.
+// docker.io. A tag is not added. Hosts are spelled in lower case, as the
+// registry's client does.
 func parseName(s string) (name, error) {
 	if len(s) > 1024 {
 		return name{}, errors.New("longer than 1024 bytes")
+	}
+	if host, rest, ok := strings.Cut(s, "/"); ok && strings.ContainsAny(host, ".:") {
+		s = strings.ToLower(host) + "/" + rest
 	}
 	ref, err := reference.ParseNormalizedNamed(s)
 	if err != nil {
@@ -58,6 +62,7 @@ func (n name) bare() bool { return n.tag == "" && n.digest == "" }
 // first: reference, repository, its parents, host, parent domains, any.
 func (n name) scopes() []string {
 	var out []string
+	n.repository = withoutHTTPS(n.repository)
 	if n.digest != "" && n.tag != "" {
 		out = append(out, n.String())
 	}
@@ -86,4 +91,15 @@ func (n name) scopes() []string {
 		host = parent
 	}
 	return append(out, "")
+}
+
+// withoutHTTPS leaves out the port that registries have anyway: whoever names
+// it means the same registry.
+func withoutHTTPS(s string) string {
+	host, rest, below := strings.Cut(s, "/")
+	host = strings.TrimSuffix(host, ":443")
+	if below {
+		host += "/"
+	}
+	return host + rest
 }

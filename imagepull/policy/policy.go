@@ -5,6 +5,7 @@ package policy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -73,6 +74,10 @@ func (p *Policy) parseTransports(n *node) error {
 				return err
 			}
 			if transport == transportDocker {
+				scope = withoutHTTPS(scope)
+				if p.scopes[scope] != nil {
+					return fmt.Errorf("%s: given twice, with the port of HTTPS and without", list.path)
+				}
 				p.scopes[scope] = requirements
 			}
 		}
@@ -146,19 +151,38 @@ func checkScope(s string) error {
 		return nil
 	}
 	if domain, ok := strings.CutPrefix(s, "*."); ok {
-		if domain == "" || strings.ContainsAny(domain, "*/@: ") {
-			return fmt.Errorf("a wildcard scope is *. and a domain without port or path")
+		if strings.ContainsAny(domain, "/@:") || !isPrefix("x."+domain) {
+			return fmt.Errorf("a wildcard scope is *. and a domain in lower case, without port or path")
 		}
 		return nil
 	}
 	host, _, _ := strings.Cut(s, "/")
 	switch {
 	case strings.Contains(s, "://"), strings.ContainsAny(s, "* \t\n\"\\"):
-		return fmt.Errorf("not a scope: write host[:port][/namespace…][/repository][:tag or @digest], *.domain or the empty string")
+		return errNoScope
 	case strings.HasSuffix(s, "/"), strings.HasPrefix(s, "/"), strings.Contains(s, "//"):
 		return fmt.Errorf("a scope neither begins nor ends with a slash")
 	case !strings.ContainsAny(host, ".:") && host != "localhost":
 		return fmt.Errorf("no image's full name begins with %q: Docker Hub's images are docker.io/library/… or docker.io/…", host)
 	}
-	return nil
+	full, err := fullScope(s)
+	if err == nil && full != s {
+		err = fmt.Errorf("no image's full name begins like this: write %q", full)
+	}
+	return err
+}
+
+var errNoScope = errors.New("not a scope: write host[:port][/namespace…][/repository][:tag or @digest], *.domain or the empty string")
+
+// fullScope is a scope as it stands in images' full names.
+func fullScope(s string) (string, error) {
+	if n, err := parseName(s); err == nil && !n.bare() && strings.Contains(s, "/") {
+		return n.String(), nil
+	}
+	const below = "/x/x" // whatever s is, this makes it a repository
+	n, err := parseName(s + below)
+	if err != nil || !n.bare() {
+		return "", errNoScope
+	}
+	return strings.TrimSuffix(n.repository, below), nil
 }

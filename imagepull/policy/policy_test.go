@@ -42,16 +42,27 @@ func TestParseErrorsNameThePlace(t *testing.T) {
 		`{"default":[1]}`:                       "default[0]: not an object",
 		`{"default":[{"type":"signed"}]}`:       `default[0].type: unknown requirement "signed"`,
 		`{"default":[{"type":"reject","a":1}]}`: "default[0].a: unknown member",
-		`{"default":[{"type":"reject","type":"insecureAcceptAnything"}]}`:                   "default[0].type: given twice",
-		`{"default":` + accept + `,"default":` + accept + `}`:                               "default: given twice",
-		`{"default":` + accept + `,"transports":[]}`:                                        "transports: not an object",
-		`{"default":` + accept + `,"transports":{"docker":{"quay.io/x":[]}}}`:               `transports.docker["quay.io/x"]: no requirement`,
-		`{"default":` + accept + `,"transports":{"docker":{"quay.io/":` + accept + `}}}`:    `transports.docker["quay.io/"]: a scope neither`,
-		`{"default":` + accept + `,"transports":{"docker":{"busybox":` + accept + `}}}`:     `docker.io/library`,
-		`{"default":` + accept + `,"transports":{"docker":{"a.b*":` + accept + `}}}`:        `not a scope`,
-		`{"default":` + accept + `,"transports":{"docker":{"https://a.b":` + accept + `}}}`: `not a scope`,
-		`{"default":` + accept + `,"transports":{"docker":{"*.a/b":` + accept + `}}}`:       `wildcard`,
-		`{"default":` + accept + `,"transports":{"dir":{"/x":[{"type":"no"}]}}}`:            `transports.dir["/x"][0].type`,
+		`{"default":[{"type":"reject","type":"insecureAcceptAnything"}]}`:                                        "default[0].type: given twice",
+		`{"default":` + accept + `,"default":` + accept + `}`:                                                    "default: given twice",
+		`{"default":` + accept + `,"transports":[]}`:                                                             "transports: not an object",
+		`{"default":` + accept + `,"transports":{"docker":{"quay.io/x":[]}}}`:                                    `transports.docker["quay.io/x"]: no requirement`,
+		`{"default":` + accept + `,"transports":{"docker":{"quay.io/":` + accept + `}}}`:                         `transports.docker["quay.io/"]: a scope neither`,
+		`{"default":` + accept + `,"transports":{"docker":{"busybox":` + accept + `}}}`:                          `docker.io/library`,
+		`{"default":` + accept + `,"transports":{"docker":{"a.b*":` + accept + `}}}`:                             `not a scope`,
+		`{"default":` + accept + `,"transports":{"docker":{"https://a.b":` + accept + `}}}`:                      `not a scope`,
+		`{"default":` + accept + `,"transports":{"docker":{"*.a/b":` + accept + `}}}`:                            `wildcard`,
+		`{"default":` + accept + `,"transports":{"docker":{"Quay.io/x":` + accept + `}}}`:                        `write "quay.io/x"`,
+		`{"default":` + accept + `,"transports":{"docker":{"Quay.io":` + accept + `}}}`:                          `write "quay.io"`,
+		`{"default":` + accept + `,"transports":{"docker":{"a.b/c":` + accept + `,"a.b:443/c":` + accept + `}}}`: `transports.docker["a.b:443/c"]: given twice`,
+		`{"default":` + accept + `,"transports":{"docker":{"index.docker.io":` + accept + `}}}`:                  `write "docker.io"`,
+		`{"default":` + accept + `,"transports":{"docker":{"docker.io/nginx:1":` + accept + `}}}`:                `write "docker.io/library/nginx:1"`,
+		`{"default":` + accept + `,"transports":{"docker":{"quay.io/X":` + accept + `}}}`:                        `not a scope`,
+		`{"default":` + accept + `,"transports":{"docker":{"quay.io./x":` + accept + `}}}`:                       `not a scope`,
+		`{"default":` + accept + `,"transports":{"docker":{"quay.io:x/y":` + accept + `}}}`:                      `not a scope`,
+		`{"default":` + accept + `,"transports":{"docker":{"quay.io/x@sha256:1":` + accept + `}}}`:               `not a scope`,
+		`{"default":` + accept + `,"transports":{"docker":{"*.Example.com":` + accept + `}}}`:                    `wildcard`,
+		`{"default":` + accept + `,"transports":{"docker":{"*.example.com.":` + accept + `}}}`:                   `wildcard`,
+		`{"default":` + accept + `,"transports":{"dir":{"/x":[{"type":"no"}]}}}`:                                 `transports.dir["/x"][0].type`,
 
 		signedBy(`"keyPath":"/k"`):                                                             "keyType: missing",
 		signedBy(`"keyType":"X509CAs","keyPath":"/k"`):                                         "use GPGKeys",
@@ -87,6 +98,8 @@ func TestParseErrorsNameThePlace(t *testing.T) {
 		fulcio(`"caData":"` + ca + `","oidcIssuer":"i"`):                                                       "give exactly one of subjectEmail",
 		fulcio(`"caData":"` + ca + `","oidcIssuer":"i","subjectEmail":"e","subjectURI":"u"`):                   "give exactly one of subjectEmail",
 		fulcio(`"caData":"` + ca + `","oidcIssuer":"i","subjectURIPrefix":"https://git.test"`):                 "subjectURIPrefix: a prefix",
+		fulcio(`"caData":"` + ca + `","oidcIssuer":"i","subjectURIPrefix":"https://git.test/acme"`):            "subjectURIPrefix: a prefix",
+		fulcio(`"caData":"` + ca + `","oidcIssuer":"i","subjectURIPrefix":"https://acme@git.test"`):            "subjectURIPrefix: a prefix",
 		fulcio(`"trustedRoot":"mine","oidcIssuer":"i","subjectEmail":"e"`):                                     `"mine" is not built in`,
 		fulcio(`"trustedRootData":"e30=","oidcIssuer":"i","subjectEmail":"e"`):                                 "fulcio.trustedRootData: not a sigstore trusted root",
 		bySigstore(`"fulcio":{"caData":"` + ca + `","oidcIssuer":"i","subjectEmail":"e"}`):                     "needs rekorPublicKeyPath",
@@ -195,11 +208,35 @@ func TestScopesAreWhole(t *testing.T) {
 		"example.com/x:1":            "*.example.com",
 		"a.b.example.com.evil.org/x": "*.example.com",
 		"quay.io:5000/x:1":           "quay.io",
+		"quay.io:443/x:1":            "quay.io:5000",
 	} {
 		s := newScene(t)
 		s.image.Name = image
 		err := s.verify(`{"default":[{"type":"reject"}],"transports":{"docker":{"`+scope+`":[{"type":"insecureAcceptAnything"}]}}}`, policy.Options{})
 		want(t, err, errdefs.ErrPermissionDenied, "default requires reject")
+	}
+}
+
+// TestOtherSpellings: a scope holds for its host however the host is spelled.
+func TestOtherSpellings(t *testing.T) {
+	t.Parallel()
+	const doc = `{"default":[{"type":"reject"}],"transports":{"docker":{
+		"*.example.com":[{"type":"insecureAcceptAnything"}],
+		"registry.example.com/secure":[{"type":"reject"}],
+		"other.example.com:443/secure":[{"type":"reject"}]}}}`
+	for image, class := range map[string]error{
+		"registry.example.com/open/app:1":       nil,
+		"registry.example.com:5000/secure/app":  nil, // another registry
+		"registry.example.com/secure/app:1":     errDenied,
+		"Registry.Example.COM/secure/app:1":     errDenied,
+		"registry.example.com:443/secure/app:1": errDenied,
+		"REGISTRY.example.com:443/secure:1":     errDenied,
+		"other.example.com/secure/app:1":        errDenied,
+		"other.example.com:443/secure/app:1":    errDenied,
+	} {
+		s := newScene(t)
+		s.image.Name = image
+		want(t, s.verify(doc, policy.Options{}), class)
 	}
 }
 
@@ -213,7 +250,7 @@ func FuzzParse(f *testing.F) {
 		requires(`{"type":"digests","digests":["sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"]}`),
 		`{"default":[{"type":"reject"}],"transports":{"docker":{"*.a.b":[{"type":"signedBy","keyType":"GPGKeys","keyPath":"/k","signedIdentity":{"type":"remapIdentity","prefix":"a.b","signedPrefix":"c.d/e"}}],"":[{"type":"reject"}]}}}`,
 		bySigstore(`"keyPaths":["kbs:///a/b/c"],"rekorPublicKeyPath":"/r","signedIdentity":{"type":"exactReference","dockerReference":"a.b/c:d"}`),
-		bySigstore(`"fulcio":{"trustedRoot":"public-good","oidcIssuer":"i","subjectURIPrefix":"https://a/b"}`),
+		bySigstore(`"fulcio":{"trustedRoot":"public-good","oidcIssuer":"i","subjectURIPrefix":"https://a/b/"}`),
 		bySigstore(`"pki":{"caRootsPath":"/r","subjectHostname":"h"}`),
 	} {
 		f.Add([]byte(doc))

@@ -103,11 +103,15 @@ func openSignature(keys openpgp.EntityList, signature []byte, now func() time.Ti
 	if len(signature) > maxSignature {
 		return nil, fmt.Errorf("longer than %d bytes", maxSignature)
 	}
-	m, err := openpgp.ReadMessage(bytes.NewReader(signature), keys, nil, &packet.Config{Time: now})
+	flat, err := flatten(signature)
+	if err != nil {
+		return nil, fmt.Errorf("not a signed OpenPGP message: %w", err)
+	}
+	m, err := openpgp.ReadMessage(bytes.NewReader(flat), keys, nil, &packet.Config{Time: now})
 	if err != nil {
 		return nil, fmt.Errorf("not an OpenPGP message: %w", err)
 	}
-	// The verdict stands after the last byte; compressed ones may be many.
+	// The verdict stands after the last byte.
 	content, err := io.ReadAll(io.LimitReader(m.UnverifiedBody, maxSignature+1))
 	switch {
 	case err != nil:

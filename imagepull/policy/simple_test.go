@@ -308,6 +308,7 @@ func TestParseLookaside(t *testing.T) {
 		"# nothing\n": "",
 		"default-docker:\n  sigstore: file:///var/lib/sigstore\n  sigstore-staging: file:///x\n  use-sigstore-attachments: true\n": "",
 		"docker:\n  a.b:\n    lookaside: https://a.b/c\n  '*.b.c': {sigstore: 'https://x'}\n":                                      "",
+		"docker:\n  a.b: {sigstore: 'https://x'}\n  a.b:443: {sigstore: 'https://y'}\n":                                            "given twice",
 		"docker:\n  a.b:\n    lookaside: http://a.b/c\n":                                                                           "neither file",
 		"docker:\n  a.b:\n    lookaside: file://host/c\n":                                                                          "neither file",
 		"docker:\n  a.b:\n    lookaside: https://u:p@a.b/c\n":                                                                      "neither user",

@@ -59,7 +59,7 @@ type Options struct {
 	// Lookaside configures the stores of simple signatures; nil is none.
 	Lookaside LookasideProvider
 	// HTTP asks HTTPS stores; nil means a client with the system's roots and no
-	// proxy.
+	// proxy, which follows redirects to HTTPS alone.
 	HTTP *http.Client
 	// Logger tells of decisions; nil discards.
 	Logger *slog.Logger
@@ -86,7 +86,10 @@ func NewVerifier(p Provider, src Source, resources ResourceGetter, opts Options)
 	}
 	v.now = v.docs.now
 	if v.http == nil {
-		v.http = &http.Client{Transport: &http.Transport{TLSHandshakeTimeout: storeTimeout, IdleConnTimeout: storeTimeout}}
+		v.http = &http.Client{
+			Transport:     &http.Transport{TLSHandshakeTimeout: storeTimeout, IdleConnTimeout: storeTimeout},
+			CheckRedirect: onlyHTTPS,
+		}
 	}
 	if v.log == nil {
 		v.log = slog.New(slog.DiscardHandler)

@@ -5,7 +5,6 @@ package sigstore
 
 import (
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -167,9 +166,9 @@ func (w *wireBundle) certificates(s *Signature) error {
 		return fmt.Errorf("bundle with %d certificates", len(raw))
 	}
 	for i, r := range raw {
-		c, err := x509.ParseCertificate(r.RawBytes)
+		c, err := parseCertificate(r.RawBytes)
 		if err != nil {
-			return fmt.Errorf("bundle: certificate %d cannot be read", i+1)
+			return fmt.Errorf("bundle: certificate %d cannot be read: %w", i+1, err)
 		}
 		if i == 0 {
 			s.certificate = c

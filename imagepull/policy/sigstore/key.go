@@ -69,6 +69,24 @@ func checkKey(key crypto.PublicKey) error {
 	return fmt.Errorf("keys of type %T are not supported", key)
 }
 
+// parseCertificate reads what may come from anybody.
+func parseCertificate(der []byte) (*x509.Certificate, error) {
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, errors.New("not an X.509 certificate")
+	}
+	return c, checkSize(c)
+}
+
+// checkSize refuses a key whose use takes minutes, which is what a chain of
+// somebody's own could be made of.
+func checkSize(c *x509.Certificate) error {
+	if k, ok := c.PublicKey.(*rsa.PublicKey); ok && k.N.BitLen() > maxRSABits {
+		return fmt.Errorf("RSA key of %d bits: at most %d are checked", k.N.BitLen(), maxRSABits)
+	}
+	return nil
+}
+
 // ParseCertificates reads PEM certificates, at least one. Other PEM blocks and
 // text that is none are errors.
 func ParseCertificates(b []byte) ([]*x509.Certificate, error) {
@@ -78,9 +96,9 @@ func ParseCertificates(b []byte) ([]*x509.Certificate, error) {
 		if block, rest = pem.Decode(rest); block == nil || block.Type != "CERTIFICATE" {
 			return nil, errors.New("not PEM certificates alone")
 		}
-		cert, err := x509.ParseCertificate(block.Bytes)
+		cert, err := parseCertificate(block.Bytes)
 		if err != nil {
-			return nil, fmt.Errorf("certificate %d cannot be read", len(certs)+1)
+			return nil, fmt.Errorf("certificate %d cannot be read: %w", len(certs)+1, err)
 		}
 		certs = append(certs, cert)
 		if len(certs) > maxCertificates {

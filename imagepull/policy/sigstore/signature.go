@@ -25,6 +25,9 @@ const (
 	maxCertificates = 16
 	maxEntries      = 16
 	maxTimestamps   = 16
+	// maxTimestamp is for one with its certificates. To read it takes time that
+	// grows with the square of its length.
+	maxTimestamp = 16 << 10
 )
 
 // Signature is one signature in whatever form it was stored, not yet checked.
@@ -56,7 +59,10 @@ func FromAnnotations(payload []byte, annotations map[string]string) (*Signature,
 	}
 	if text, ok := annotations[AnnotationCertificate]; ok && text != "" {
 		certs, err := ParseCertificates([]byte(text))
-		if err != nil || len(certs) != 1 {
+		if err != nil {
+			return nil, fmt.Errorf("annotation %s: %w", AnnotationCertificate, err)
+		}
+		if len(certs) != 1 {
 			return nil, fmt.Errorf("annotation %s is not one PEM certificate", AnnotationCertificate)
 		}
 		s.certificate = certs[0]

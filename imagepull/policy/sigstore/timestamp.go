@@ -60,6 +60,9 @@ func verifyTimestamp(response, message []byte, authorities []Authority) (time.Ti
 
 func parseTimestamp(response []byte) (*pkcs7.PKCS7, *tstInfo, error) {
 	malformed := errors.New("the timestamp cannot be read")
+	if len(response) > maxTimestamp {
+		return nil, nil, fmt.Errorf("the timestamp is longer than %d bytes", maxTimestamp)
+	}
 	var r timestampResponse
 	rest, err := asn1.Unmarshal(response, &r)
 	if err != nil || len(rest) > 0 || r.Status.Status > 1 {
@@ -68,6 +71,11 @@ func parseTimestamp(response []byte) (*pkcs7.PKCS7, *tstInfo, error) {
 	token, err := pkcs7.Parse(r.Token.FullBytes)
 	if err != nil {
 		return nil, nil, malformed
+	}
+	for _, c := range token.Certificates {
+		if err := checkSize(c); err != nil {
+			return nil, nil, fmt.Errorf("the timestamp's certificate: %w", err)
+		}
 	}
 	var info tstInfo
 	if rest, err = asn1.Unmarshal(token.Content, &info); err != nil || len(rest) > 0 || info.Version != 1 {

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -84,6 +85,10 @@ func (t *Trust) verifyKeys(s *Signature) error {
 func (t *Trust) verifyFulcio(s *Signature) error {
 	if len(t.Rekor) == 0 {
 		return errors.New("no transparency log is trusted")
+	}
+	// A certificate without any usage would do for x509.
+	if !slices.Contains(s.certificate.ExtKeyUsage, x509.ExtKeyUsageCodeSigning) {
+		return errors.New("the certificate is not for code signing: incompatible key usage")
 	}
 	times, err := t.logged(s, s.certificate.Raw)
 	if err != nil {

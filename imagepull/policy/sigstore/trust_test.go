@@ -188,6 +188,14 @@ func TestFulcio(t *testing.T) {
 			id:   func(id *sigstoretest.Identity) { id.Usage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} },
 			sign: bundleWith(all), want: "incompatible key usage",
 		},
+		"certificate for nothing in particular": {
+			id:   func(id *sigstoretest.Identity) { id.Usage = []x509.ExtKeyUsage{} },
+			sign: bundleWith(all), want: "incompatible key usage",
+		},
+		"certificate for anything": {
+			id:   func(id *sigstoretest.Identity) { id.Usage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny} },
+			sign: bundleWith(all), want: "incompatible key usage",
+		},
 		"no promise of a certificate log":    {id: func(id *sigstoretest.Identity) { id.NoSCT = true }, sign: bundleWith(all), want: "carries no promise"},
 		"promise is not asked for":           {id: func(id *sigstoretest.Identity) { id.NoSCT = true }, sign: bundleWith(all), trust: func(t *sigstore.Trust) { t.Fulcio.CT = nil }},
 		"no certificate log is trusted":      {sign: bundleWith(all), trust: func(t *sigstore.Trust) { t.Fulcio.CT = []sigstore.Log{} }, want: "no trusted certificate log"},
