@@ -164,6 +164,7 @@ func TestTokenServerFails(t *testing.T) {
 	}{
 		401: {errdefs.IsUnauthorized, false, 9 * time.Second},
 		403: {errdefs.IsPermissionDenied, false, 9 * time.Second},
+		404: {errdefs.IsUnknown, false, 9 * time.Second},
 		429: {errdefs.IsUnavailable, true, 9 * time.Second},
 		503: {errdefs.IsUnavailable, true, 9 * time.Second},
 	} {

@@ -61,6 +61,7 @@ func (c *Client) openBlob(ctx context.Context, a asked, desc ocispec.Descriptor,
 		// Both ends, as some registries ask for.
 		header.Set("Range", fmt.Sprintf("bytes=%d-%d", offset, desc.Size-1))
 	}
+	ctx = context.WithValue(ctx, blobRequest{}, true)
 	resp, err := c.get(ctx, a, "/blobs/"+desc.Digest.String(), header)
 	if err != nil {
 		if e, ok := err.(*Error); ok && e.Status == http.StatusRequestedRangeNotSatisfiable { //nolint:errorlint // get returns it bare

@@ -43,7 +43,7 @@ type Options struct {
 	Proxy Proxy
 	// StallTimeout ends a request for which no byte came for so long, be it
 	// while connecting, before the header, or in the body; 0 means 60 s. There
-	// is no limit on the whole.
+	// is no limit on a whole blob; all else must be here after ten times as long.
 	StallTimeout time.Duration
 	// Platform chooses from an index; empty fields mean linux and the
 	// architecture this program was built for.

@@ -198,7 +198,11 @@ func (c *Client) Reject(ref string, d digest.Digest) bool {
 		return false
 	}
 	for e := range s.sent {
-		s.wrong[e] = true
+		// Of several it is not known whose bytes were wrong: the registry itself
+		// is asked once more, alone.
+		if e.mirror || len(s.sent) == 1 {
+			s.wrong[e] = true
+		}
 	}
 	clear(s.sent)
 	if slices.ContainsFunc(list, func(e endpoint) bool { return !s.wrong[e] }) {

@@ -8,8 +8,10 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -62,6 +64,9 @@ func (e *Error) advise(format string, args ...any) *Error {
 // errStalled is the cause of a request cancelled for want of bytes.
 var errStalled = errors.New("no byte came")
 
+// errSlow is that of a small answer whose bytes come too slowly.
+var errSlow = errors.New("too slow")
+
 // asked says what a request was for, so that its errors can.
 type asked struct {
 	registry, what string
@@ -89,19 +94,25 @@ func combine(r Reference, what string, failed []*Error) error {
 	all := &Error{Registry: r.Registry, What: what}
 	texts := make([]string, len(failed))
 	most := -1
+	// What is asked again is all of them: when the first of those may be that
+	// will answer.
+	soonest := time.Duration(math.MaxInt64)
 	for i, e := range failed {
 		name := e.via
 		if name == "" {
 			name = r.Name()
 		}
 		texts[i] = name + ": " + e.text
-		all.Temporary = all.Temporary || e.Temporary
-		if e.RetryAfter > 0 && (all.RetryAfter == 0 || e.RetryAfter < all.RetryAfter) {
-			all.RetryAfter = e.RetryAfter
+		if e.Temporary {
+			all.Temporary = true
+			soonest = min(soonest, e.RetryAfter)
 		}
 		if t := telling(e); t > most {
 			most, all.Status, all.hint, all.class = t, e.Status, e.hint, e.class
 		}
+	}
+	if all.Temporary {
+		all.RetryAfter = soonest
 	}
 	all.text = strings.Join(texts, "; ")
 	return all
@@ -160,10 +171,18 @@ func (a asked) broken(ctx context.Context, err error, retryAfter time.Duration) 
 	}
 	var answered *errcode.ErrorResponse
 	if errors.As(err, &answered) { // by the token server
-		return a.refused(answered.StatusCode, retryAfter, detailOf(answered.Errors))
+		e := a.refused(answered.StatusCode, retryAfter, detailOf(answered.Errors))
+		if errdefs.IsNotFound(e.class) { // it is not the image that is not there
+			e.class, e.text = errdefs.ErrUnknown, "its token server answers "+statusText(answered.StatusCode)
+			e.hint = "mend the registry, or give it credentials of another kind"
+		}
+		return e
 	}
 	if errors.Is(err, auth.ErrBasicCredentialNotFound) {
 		return a.refused(http.StatusUnauthorized, 0, "")
+	}
+	if strings.Contains(err.Error(), ": missing username or password for ") { // the auth client's own
+		return a.refused(http.StatusUnauthorized, 0, "the credentials are not of the kind it asks for: it wants user and password")
 	}
 	var noCredential *credentialError
 	if errors.As(err, &noCredential) {
@@ -183,12 +202,31 @@ func (a asked) broken(ctx context.Context, err error, retryAfter time.Duration) 
 		e.Temporary = proxy.status >= 500 || proxy.status == http.StatusTooManyRequests
 		return e
 	}
+	if strings.Contains(err.Error(), "failed to parse Location header") { // which it quotes
+		return a.fail(errdefs.ErrUnknown, "it redirects to what is no address").advise("is this an OCI registry?")
+	}
 	if _, why, ok := strings.Cut(err.Error(), "bearer realm "); ok { // the auth client refuses the token server
 		return a.fail(errdefs.ErrPermissionDenied, "its token server %s", clean(why)).advise("no credentials were sent; mend the registry, or name it in [registry] insecure")
 	}
-	e := a.fail(errdefs.ErrUnavailable, "%v", err).advise("check that the registry runs and can be reached")
+	if strings.Contains(err.Error(), "refusing to resend a token request body") {
+		return a.fail(errdefs.ErrPermissionDenied, "its token server redirects to another host").advise("no credentials were sent there; mend the registry")
+	}
+	e := a.fail(errdefs.ErrUnavailable, "%s", clean(withoutAddress(err.Error()))).advise("check that the registry runs and can be reached")
 	e.Temporary = true
 	return e
+}
+
+// withoutAddress takes away what the auth client puts before its errors: method
+// and quoted URL, one for each request that led to them.
+func withoutAddress(text string) string {
+	for {
+		method, rest, _ := strings.Cut(text, " ")
+		address, err := strconv.QuotedPrefix(rest)
+		if method != http.MethodGet && method != http.MethodPost || err != nil {
+			return text
+		}
+		text = strings.TrimPrefix(rest[len(address):], ": ")
+	}
 }
 
 // untrusted explains what TLS does not accept; nil for all other errors.
@@ -201,9 +239,9 @@ func (a asked) untrusted(err error) *Error {
 	case errors.As(err, &unknownCA):
 		return a.fail(errdefs.ErrUnavailable, "certificate of an unknown authority").advise("add its CA to [registry] ca_files")
 	case errors.As(err, &wrongHost):
-		return a.fail(errdefs.ErrUnavailable, "%v", wrongHost).advise("name the registry as its certificate does")
+		return a.fail(errdefs.ErrUnavailable, "%s", clean(wrongHost.Error())).advise("name the registry as its certificate does")
 	case errors.As(err, &invalid):
-		return a.fail(errdefs.ErrUnavailable, "%v", invalid).advise("renew its certificate, and check the clock")
+		return a.fail(errdefs.ErrUnavailable, "%s", clean(invalid.Error())).advise("renew its certificate, and check the clock")
 	case strings.Contains(text, "tls: certificate required"), strings.Contains(text, "tls: bad certificate"):
 		return a.fail(errdefs.ErrUnauthenticated, "it wants another client certificate").advise("put one for %s in [registry] certs_dir", a.endpoint.registry)
 	case strings.Contains(text, "server gave HTTP response to HTTPS client"):

@@ -5,6 +5,7 @@ package registry
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -62,18 +63,20 @@ func (i Image) Find(chainID digest.Digest) int {
 
 // document is what manifest and index have together: enough to tell them apart.
 type document struct {
-	SchemaVersion int                  `json:"schemaVersion"`
-	MediaType     string               `json:"mediaType"`
-	Config        *ocispec.Descriptor  `json:"config"`
-	Layers        []ocispec.Descriptor `json:"layers"`
-	Manifests     []ocispec.Descriptor `json:"manifests"`
+	SchemaVersion int                      `json:"schemaVersion"`
+	MediaType     string                   `json:"mediaType"`
+	Config        *ocispec.Descriptor      `json:"config"`
+	Layers        list[ocispec.Descriptor] `json:"layers"`
+	Manifests     list[ocispec.Descriptor] `json:"manifests"`
 }
 
 // parseDocument reads a manifest or an index. The body's media type decides;
 // contentType (of the HTTP answer, unauthenticated) only where it has none.
 // Errors are InvalidArgument or NotImplemented.
 func parseDocument(body []byte, contentType string) (doc document, index bool, err error) {
-	if err := json.Unmarshal(body, &doc); err != nil {
+	if err := json.Unmarshal(body, &doc); errors.Is(err, errTooMany) {
+		return doc, false, fmt.Errorf("manifest has more than %d layers or entries: %w", maxEntries, errdefs.ErrInvalidArgument)
+	} else if err != nil {
 		return doc, false, fmt.Errorf("manifest is not JSON of the OCI form: %w", errdefs.ErrInvalidArgument)
 	}
 	mediaType := doc.MediaType
@@ -127,8 +130,16 @@ func checkManifest(doc document) error {
 
 // parseConfig reads an image config and pairs its diff ids with the layers.
 func parseConfig(body []byte, layers []ocispec.Descriptor, want ocispec.Platform) (ocispec.Image, []Layer, error) {
-	var config ocispec.Image
-	if err := json.Unmarshal(body, &config); err != nil {
+	var read struct {
+		ocispec.Image
+		History list[ocispec.History] `json:"history"` // in place of Image's
+	}
+	err := json.Unmarshal(body, &read)
+	config := read.Image
+	config.History = read.History
+	if errors.Is(err, errTooMany) {
+		return config, nil, fmt.Errorf("config has more than %d entries of history: %w", maxEntries, errdefs.ErrInvalidArgument)
+	} else if err != nil {
 		return config, nil, fmt.Errorf("config is not JSON of the OCI form: %w", errdefs.ErrInvalidArgument)
 	}
 	if match(config.Platform, want) == 0 && (config.OS != "" || config.Architecture != "") {

@@ -4,6 +4,7 @@
 package registry
 
 import (
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -34,6 +35,16 @@ func TestParseReference(t *testing.T) {
 		"h.example/../x":                   "",
 		"h.example/a b":                    "",
 		"user@h.example/a":                 "",
+		"user:secret@h.example/a":          "",
+		"h.example./a":                     "", // all these lead to h.example, past what is said of it
+		"h.example..:1/a":                  "",
+		".h.example/a":                     "",
+		"ｈ.example/a":                      "",
+		"h。example/a":                      "",
+		"h%2eexample/a":                    "",
+		"h.example:01/a":                   "",
+		"h.example:/a":                     "",
+		"h.example:x/a":                    "",
 		strings.Repeat("a", 2000):          "",
 	} {
 		ref, err := ParseReference(in)
@@ -137,4 +148,36 @@ func FuzzNextPage(f *testing.F) {
 			t.Errorf("%q leads to %q", link, path)
 		}
 	})
+}
+
+// TestSmallEntries reads documents of the largest size whose entries are of the
+// smallest: what that takes in memory is bounded.
+func TestSmallEntries(t *testing.T) { //nolint:paralleltest // measures the memory of the process
+	for _, entry := range []string{"{},", "null,"} {
+		entries := strings.Repeat(entry, maxDocument/len(entry)-20)
+		for name, read := range map[string]func([]byte) error{
+			"manifests": func(b []byte) error { _, _, err := parseDocument(b, ""); return err },
+			"layers":    func(b []byte) error { _, _, err := parseDocument(b, ""); return err },
+			"history":   func(b []byte) error { _, _, err := parseConfig(b, nil, ocispec.Platform{}); return err },
+		} {
+			body := []byte(`{"schemaVersion":2,"` + name + `":[` + strings.TrimSuffix(entries, ",") + `]}`)
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			err := read(body)
+			runtime.ReadMemStats(&after)
+			if took := (after.TotalAlloc - before.TotalAlloc) >> 20; !errdefs.IsInvalidArgument(err) || took > 64 {
+				t.Errorf("%s of %s: %d MiB, %v", name, entry, took, err)
+			}
+		}
+	}
+	for in, want := range map[string]int{`{"layers":null}`: 0, `{"layers":[]}`: 0, `{"layers":[{},{"size":1}]}`: 2, `{"layers":{}}`: -1, `{"layers":[1]}`: -1, `{"layers":""}`: -1} {
+		doc, _, err := parseDocument([]byte(in), "")
+		if want < 0 != (err != nil) || err == nil && len(doc.Layers) != want {
+			t.Errorf("%s: %d, %v", in, len(doc.Layers), err)
+		}
+	}
+	config, _, err := parseConfig([]byte(`{"history":[{"created_by":"x"},{}]}`), nil, ocispec.Platform{})
+	if err != nil || len(config.History) != 2 || config.History[0].CreatedBy != "x" {
+		t.Errorf("%+v, %v", config.History, err)
+	}
 }

@@ -6,6 +6,7 @@ package registry
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -129,9 +130,8 @@ func (c *Client) referrers(ctx context.Context, a asked, subject digest.Digest, 
 	}
 	var all []ocispec.Descriptor
 	for page := 0; path != ""; page++ {
-		if page == maxReferrerPages || len(all) > maxReferrers {
-			return nil, a.fail(errdefs.ErrInvalidArgument, "more than %d pages or %d entries", maxReferrerPages, maxReferrers).
-				advise("remove referrers that are no longer needed")
+		if page == maxReferrerPages {
+			return nil, a.tooManyReferrers()
 		}
 		index, next, err := c.referrersPage(ctx, a, path, base)
 		if e, ok := err.(*Error); ok && page == 0 && withoutAPI(e.Status) { //nolint:errorlint // referrersPage returns it bare
@@ -140,13 +140,20 @@ func (c *Client) referrers(ctx context.Context, a asked, subject digest.Digest, 
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, index.Manifests...)
+		if all = append(all, index.Manifests...); len(all) > maxReferrers {
+			return nil, a.tooManyReferrers()
+		}
 		path = next
 	}
 	return all, nil
 }
 
-func (c *Client) referrersPage(ctx context.Context, a asked, path, base string) (index ocispec.Index, next string, err error) {
+func (a asked) tooManyReferrers() *Error {
+	return a.fail(errdefs.ErrInvalidArgument, "more than %d pages or %d entries", maxReferrerPages, maxReferrers).
+		advise("remove referrers that are no longer needed")
+}
+
+func (c *Client) referrersPage(ctx context.Context, a asked, path, base string) (index document, next string, err error) {
 	resp, err := c.get(ctx, a, path, http.Header{"Accept": {ocispec.MediaTypeImageIndex}})
 	if err != nil {
 		return index, "", err
@@ -183,9 +190,13 @@ func (c *Client) referrersTag(ctx context.Context, a asked, subject digest.Diges
 	return index.Manifests, err
 }
 
-func (a asked) parseReferrers(body []byte) (ocispec.Index, error) {
-	var index ocispec.Index
-	if err := json.Unmarshal(body, &index); err != nil || index.MediaType != "" && index.MediaType != ocispec.MediaTypeImageIndex {
+func (a asked) parseReferrers(body []byte) (document, error) {
+	var index document
+	err := json.Unmarshal(body, &index)
+	if errors.Is(err, errTooMany) || len(index.Manifests) > maxReferrers {
+		return index, a.tooManyReferrers()
+	}
+	if err != nil || index.MediaType != "" && index.MediaType != ocispec.MediaTypeImageIndex {
 		return index, a.fail(errdefs.ErrInvalidArgument, "the list is not an OCI index").advise("is this an OCI registry?")
 	}
 	return index, nil

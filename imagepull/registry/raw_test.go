@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -123,6 +124,15 @@ func TestReferrers(t *testing.T) {
 				fmt.Fprint(w, `{"manifests":[]}`)
 				return false
 			})
+		}, class: errdefs.IsInvalidArgument},
+		"a page of too many": {put: func(t *testing.T, s *shelf) {
+			index(t, s, path, slices.Repeat([]ocispec.Descriptor{a}, 5000)...)
+		}, class: errdefs.IsInvalidArgument},
+		"a tag of too many": {put: func(t *testing.T, s *shelf) {
+			index(t, s, "a/b/manifests/sha256-"+subject.Encoded(), slices.Repeat([]ocispec.Descriptor{a}, 5000)...)
+		}, class: errdefs.IsInvalidArgument},
+		"a page of nothings": {put: func(_ *testing.T, s *shelf) {
+			s.put(path, "", []byte(`{"manifests":[`+strings.Repeat("{},", 1<<20)+`{}]}`), nil)
 		}, class: errdefs.IsInvalidArgument},
 		"a page elsewhere": {put: func(t *testing.T, s *shelf) {
 			s.put(path, "", []byte(`{"manifests":[]}`), http.Header{"Link": {`<http://elsewhere.invalid/v2/` + path + `?page=1>; rel="next"`}})

@@ -10,6 +10,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	oras "oras.land/oras-go/v2/registry"
+
+	"github.com/coffer-cc/coffer/imagepull/registry/conf"
 )
 
 const (
@@ -87,7 +89,7 @@ func parseReference(s string) (ref Reference, short string, err error) {
 
 func (r Reference) check() error {
 	o := oras.Reference{Registry: r.Registry, Repository: r.Repository, Reference: r.Tag}
-	if err := o.ValidateRegistry(); err != nil {
+	if !conf.ValidHost(r.Registry) {
 		return fmt.Errorf("invalid registry host %q", r.Registry)
 	}
 	if err := o.ValidateRepository(); err != nil {

@@ -26,8 +26,11 @@ const maxErrorBody = 8 << 10
 // below the repository of the endpoint. It returns any answer below 400; others
 // become *Error. The body ends with an *Error when the registry stalls or cuts.
 func (c *Client) get(ctx context.Context, a asked, path string, header http.Header) (*http.Response, error) {
+	state := c.authFor(a.endpoint)
+	sent := state.last()
+	ctx = context.WithValue(ctx, sentCredential{}, &sent)
 	resp, err := c.ask(ctx, a, path, header)
-	if (errdefs.IsUnauthorized(err) || errdefs.IsPermissionDenied(err)) && c.renew(ctx, a.endpoint) {
+	if (errdefs.IsUnauthorized(err) || errdefs.IsPermissionDenied(err)) && c.renew(ctx, a.endpoint, state, sent) {
 		return c.ask(ctx, a, path, header)
 	}
 	return resp, err
@@ -70,7 +73,8 @@ func (c *Client) ask(ctx context.Context, a asked, path string, header http.Head
 func (c *Client) send(ctx context.Context, a asked, address string, header http.Header) (*http.Response, error) {
 	// The last Retry-After of the registry or its token server, whose answer the
 	// auth client does not pass on.
-	trace := new(answerTrace)
+	trace := &answerTrace{}
+	trace.blob, _ = ctx.Value(blobRequest{}).(bool)
 	ctx = context.WithValue(ctx, traceKey{}, trace)
 	ctx = auth.AppendRepositoryScope(ctx, oras.Reference{Registry: a.endpoint.registry, Repository: a.endpoint.repository}, auth.ActionPull)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
@@ -82,6 +86,7 @@ func (c *Client) send(ctx context.Context, a asked, address string, header http.
 		query.Set("ns", ns)
 		req.URL.RawQuery = query.Encode()
 	}
+	trace.address = req.URL.String()
 	for k, v := range header {
 		req.Header[k] = v
 	}
@@ -106,6 +111,17 @@ type authState struct {
 	mu   sync.Mutex
 	used login.Credential // the last that was sent; guarded by mu
 }
+
+func (s *authState) last() login.Credential {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.used
+}
+
+// sentCredential is the context key of a *login.Credential: what a request was
+// sent with, or the token it was sent with was bought with. Others may have sent
+// newer ones since. Only the goroutine of the request touches it.
+type sentCredential struct{}
 
 func (c *Client) authFor(e endpoint) *authState {
 	c.mu.Lock()
@@ -135,6 +151,9 @@ func (c *Client) authFor(e endpoint) *authState {
 		s.mu.Lock()
 		s.used = cred
 		s.mu.Unlock()
+		if sent, ok := ctx.Value(sentCredential{}).(*login.Credential); ok {
+			*sent = cred
+		}
 		return auth.Credential{
 			Username: cred.Username, Password: cred.Password,
 			RefreshToken: cred.IdentityToken, AccessToken: cred.RegistryToken,
@@ -144,9 +163,10 @@ func (c *Client) authFor(e endpoint) *authState {
 	return s
 }
 
-// renew reports, after a refusal, whether there are other credentials now than
-// those that were refused.
-func (c *Client) renew(ctx context.Context, e endpoint) bool {
+// renew reports whether there are other credentials now than those that were
+// refused, in a request that began with s. Of several requests that were refused
+// together the first renews, the others find it done.
+func (c *Client) renew(ctx context.Context, e endpoint, s *authState, refused login.Credential) bool {
 	if c.creds == nil {
 		return false
 	}
@@ -159,11 +179,7 @@ func (c *Client) renew(ctx context.Context, e endpoint) bool {
 	if err != nil {
 		return false
 	}
-	s := c.authFor(e)
-	s.mu.Lock()
-	same := s.used == now
-	s.mu.Unlock()
-	if same {
+	if refused == now {
 		return false
 	}
 	c.mu.Lock()
@@ -216,8 +232,23 @@ type traceKey struct{}
 
 // answerTrace is what the transport saw of a request.
 type answerTrace struct {
+	address string // what is asked for
+	blob    bool   // which takes as long as it takes
+
 	mu     sync.Mutex
 	header string // guarded by mu
+}
+
+// blobRequest is the context key of a true for requests of Fetch.
+type blobRequest struct{}
+
+// isOfBlob tells a request for the blob, redirected or not, from those to the
+// token server.
+func (t *answerTrace) isOfBlob(req *http.Request) bool {
+	for req.Response != nil && req.Response.Request != nil {
+		req = req.Response.Request
+	}
+	return t.blob && req.URL.String() == t.address
 }
 
 func (t *answerTrace) retryAfter() time.Duration {

@@ -62,6 +62,10 @@ func (c *Client) search(ctx context.Context, r Reference, names []string, manife
 			return image, nil
 		}
 		failed = append(failed, err)
+		// A mirror's refusal says nothing of the registry that was out of reach.
+		if e, ok := err.(*Error); ok && e.Temporary { //nolint:errorlint // resolveNamed returns it bare
+			return Image{}, err
+		}
 		if !errdefs.IsNotFound(err) && !errdefs.IsUnauthorized(err) && !errdefs.IsPermissionDenied(err) {
 			return Image{}, err
 		}
@@ -198,13 +202,18 @@ func (w *walk) descend(ctx context.Context, index document, depth int) (document
 		if !isIndex {
 			return doc, found, nil
 		}
-		if w.want == found {
+		wanted := w.want == found
+		if wanted {
 			w.want = ""
 		}
 		if depth == maxDepth {
 			return doc, "", fmt.Errorf("indexes nested more than %d deep: %w", maxDepth, errdefs.ErrInvalidArgument)
 		}
-		if doc, found, err = w.descend(ctx, doc, depth+1); err != nil || found != "" {
+		doc, found, err = w.descend(ctx, doc, depth+1)
+		if wanted && err == nil && found == "" {
+			err = w.errNothing() // what is beside the wanted one is not wanted
+		}
+		if err != nil || found != "" {
 			return doc, found, err
 		}
 	}
@@ -217,7 +226,7 @@ func (w *walk) offers(manifests []ocispec.Descriptor) []ocispec.Descriptor {
 	if i := slices.IndexFunc(manifests, func(m ocispec.Descriptor) bool { return m.Digest == w.want }); i >= 0 && w.want != "" {
 		return manifests[i : i+1]
 	}
-	if len(manifests) == 1 && manifests[0].Platform == nil { // the config says later what it is for
+	if len(manifests) == 1 && manifests[0].Platform == nil && w.want == "" { // the config says later what it is for
 		return manifests
 	}
 	var nested []ocispec.Descriptor

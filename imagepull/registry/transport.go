@@ -4,6 +4,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -13,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,6 +27,9 @@ const (
 	idleTimeout    = 60 * time.Second
 	idlePerHost    = 16
 	maxHeader      = 256 << 10
+	// smallStalls is how many stall timeouts an answer that is small, which all
+	// but the blobs are, may take: bytes that come one by one are no stall.
+	smallStalls = 10
 )
 
 // Proxy says which requests go through which proxy. The zero value is none.
@@ -43,8 +48,13 @@ type Proxy struct {
 	FromEnvironment bool
 }
 
-// function checks the proxies; it returns nil where there is none.
-func (p Proxy) function() (func(*http.Request) (*url.URL, error), error) {
+// proxies are checked proxies.
+type proxies struct {
+	choose func(*http.Request) (*url.URL, error) // nil where there is none
+	tls    []string                              // host:port of those that are spoken to over TLS
+}
+
+func (p Proxy) check() (proxies, error) {
 	conf := httpproxy.Config{HTTPProxy: p.HTTP, HTTPSProxy: p.HTTPS, NoProxy: p.NoProxy}
 	if p.FromEnvironment {
 		env := httpproxy.FromEnvironment()
@@ -57,20 +67,24 @@ func (p Proxy) function() (func(*http.Request) (*url.URL, error), error) {
 			}
 		}
 	}
+	var out proxies
 	for _, proxy := range []struct{ name, url string }{{"http", conf.HTTPProxy}, {"https", conf.HTTPSProxy}} {
 		if proxy.url == "" {
 			continue
 		}
 		u, err := url.Parse(proxy.url) // its error would show the password
 		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-			return nil, fmt.Errorf("registry proxy for %s: not http://[user:password@]host:port: %w", proxy.name, errdefs.ErrInvalidArgument)
+			return out, fmt.Errorf("registry proxy for %s: not http://[user:password@]host:port: %w", proxy.name, errdefs.ErrInvalidArgument)
+		}
+		if u.Scheme == "https" {
+			out.tls = append(out.tls, net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "443")))
 		}
 	}
-	if conf.HTTPProxy == "" && conf.HTTPSProxy == "" {
-		return nil, nil
+	if conf.HTTPProxy != "" || conf.HTTPSProxy != "" {
+		choose := conf.ProxyFunc()
+		out.choose = func(r *http.Request) (*url.URL, error) { return choose(r.URL) }
 	}
-	choose := conf.ProxyFunc()
-	return func(r *http.Request) (*url.URL, error) { return choose(r.URL) }, nil
+	return out, nil
 }
 
 // unverified is the context key of the host, of an insecure endpoint, whose
@@ -81,13 +95,17 @@ type unverified struct{}
 // certificate is shown, and a certificate authority believed, only there. It
 // ends requests that stall, at any stage.
 type router struct {
-	common     *http.Transport
-	unverified *http.Transport
-	hosts      map[string]hostTransports
-	stall      time.Duration
+	common hostTransports
+	hosts  map[string]hostTransports
+	stall  time.Duration
 }
 
 type hostTransports struct{ verified, unverified *http.Transport }
+
+func (t hostTransports) closeIdle() {
+	t.verified.CloseIdleConnections()
+	t.unverified.CloseIdleConnections()
+}
 
 func newRouter(opts Options, stall time.Duration) (*router, error) {
 	pool, err := x509.SystemCertPool()
@@ -97,32 +115,35 @@ func newRouter(opts Options, stall time.Duration) (*router, error) {
 	if len(opts.CAs) > 0 && !pool.AppendCertsFromPEM(opts.CAs) {
 		return nil, fmt.Errorf("registry ca_files: no PEM certificate in them: %w", errdefs.ErrInvalidArgument)
 	}
-	proxy, err := opts.Proxy.function()
+	proxy, err := opts.Proxy.check()
 	if err != nil {
 		return nil, err
 	}
 	base := &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
-	common := newTransport(proxy, base, stall)
-	r := &router{
-		common: common, unverified: withoutVerification(common),
-		hosts: make(map[string]hostTransports, len(opts.TLS)), stall: stall,
+	pair := func(config *tls.Config) hostTransports {
+		unverified := config.Clone()
+		unverified.InsecureSkipVerify = true
+		return hostTransports{newTransport(proxy, base, config, stall), newTransport(proxy, base, unverified, stall)}
 	}
+	r := &router{common: pair(base), hosts: make(map[string]hostTransports, len(opts.TLS)), stall: stall}
 	for host, t := range opts.TLS {
 		config, err := t.config(base)
 		if err != nil {
 			return nil, fmt.Errorf("registry TLS of %s: %w: %w", host, err, errdefs.ErrInvalidArgument)
 		}
-		verified := newTransport(proxy, config, stall)
 		served := endpoint{registry: strings.ToLower(host)}.host()
-		r.hosts[strings.TrimSuffix(served, ":443")] = hostTransports{verified, withoutVerification(verified)}
+		r.hosts[strings.TrimSuffix(served, ":443")] = pair(config)
 	}
 	return r, nil
 }
 
-func newTransport(proxy func(*http.Request) (*url.URL, error), config *tls.Config, stall time.Duration) *http.Transport {
+// newTransport uses config for registries and token servers, and base for
+// proxies: they get no registry's client certificate, and theirs are verified
+// also where the registry's is not.
+func newTransport(proxy proxies, base, config *tls.Config, stall time.Duration) *http.Transport {
 	dialer := &net.Dialer{Timeout: min(connectTimeout, stall), KeepAlive: 30 * time.Second}
-	return &http.Transport{
-		Proxy:               proxy,
+	t := &http.Transport{
+		Proxy:               proxy.choose,
 		DialContext:         dialer.DialContext,
 		TLSClientConfig:     config,
 		TLSHandshakeTimeout: stall,
@@ -142,18 +163,24 @@ func newTransport(proxy func(*http.Request) (*url.URL, error), config *tls.Confi
 			return nil
 		},
 	}
-}
-
-func withoutVerification(t *http.Transport) *http.Transport {
-	t = t.Clone()
-	t.TLSClientConfig.InsecureSkipVerify = true
+	if len(proxy.tls) > 0 {
+		t.DialTLSContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+			ctx, cancel := context.WithTimeout(ctx, stall)
+			defer cancel()
+			c := config
+			if slices.Contains(proxy.tls, address) {
+				c = base
+			}
+			return (&tls.Dialer{NetDialer: dialer, Config: c}).DialContext(ctx, network, address)
+		}
+	}
 	return t
 }
 
 func (r *router) transport(req *http.Request) *http.Transport {
 	t, ok := r.hosts[strings.TrimSuffix(strings.ToLower(req.URL.Host), ":443")]
 	if !ok {
-		t = hostTransports{r.common, r.unverified}
+		t = r.common
 	}
 	if host, _ := req.Context().Value(unverified{}).(string); host == req.URL.Host {
 		return t.unverified
@@ -174,21 +201,23 @@ func (r *router) RoundTrip(req *http.Request) (*http.Response, error) {
 		cancel(nil)
 		return nil, err
 	}
+	body := &stallReader{ctx: ctx, cancel: cancel, body: resp.Body, after: r.stall, timer: timer}
 	if trace, ok := ctx.Value(traceKey{}).(*answerTrace); ok {
 		trace.mu.Lock()
 		trace.header = resp.Header.Get("Retry-After")
 		trace.mu.Unlock()
+		if resp.StatusCode >= http.StatusBadRequest || !trace.isOfBlob(req) {
+			body.until = time.Now().Add(smallStalls * r.stall)
+		}
 	}
-	resp.Body = &stallReader{ctx: ctx, cancel: cancel, body: resp.Body, after: r.stall, timer: timer}
+	resp.Body = body
 	return resp, nil
 }
 
 func (r *router) closeIdle() {
-	r.common.CloseIdleConnections()
-	r.unverified.CloseIdleConnections()
+	r.common.closeIdle()
 	for _, t := range r.hosts {
-		t.verified.CloseIdleConnections()
-		t.unverified.CloseIdleConnections()
+		t.closeIdle()
 	}
 }
 
@@ -200,9 +229,13 @@ type stallReader struct {
 	body   io.ReadCloser
 	after  time.Duration
 	timer  *time.Timer
+	until  time.Time // when all must be here; zero for never
 }
 
 func (s *stallReader) Read(p []byte) (int, error) {
+	if !s.until.IsZero() && time.Now().After(s.until) {
+		return 0, fmt.Errorf("%w: not whole after %s", errSlow, smallStalls*s.after)
+	}
 	s.timer.Reset(s.after)
 	n, err := s.body.Read(p)
 	s.timer.Stop()

@@ -92,16 +92,20 @@ func (c *Config) Endpoints(name string) ([]Endpoint, error) {
 	if r.Blocked {
 		return nil, fmt.Errorf("%s is blocked by %s of the registries configuration: %w", name, r, errdefs.ErrPermissionDenied)
 	}
-	list := make([]Endpoint, 0, len(r.Mirrors)+1)
-	for _, m := range r.Mirrors {
+	mirrors, location := r.Mirrors, r.Location
+	if r.isOfAnotherPort(name) { // which is another registry, with other images
+		mirrors, location = nil, ""
+	}
+	list := make([]Endpoint, 0, len(mirrors)+1)
+	for _, m := range mirrors {
 		list = append(list, Endpoint{
 			Name: m.Location + rest, Insecure: m.Insecure, Mirror: true,
 			Tags: m.Tags, Digests: m.Digests, Namespace: m.Namespace,
 		})
 	}
 	primary := name
-	if r.Location != "" && r.Location != r.Prefix {
-		primary = r.Location + rest
+	if location != "" && location != r.Prefix {
+		primary = location + rest
 	}
 	list = append(list, Endpoint{Name: primary, Insecure: r.Insecure, Tags: true, Digests: true})
 	for _, e := range list {
@@ -137,11 +141,25 @@ func match(name, prefix string) (rest string, ok bool) {
 	if domain, wild := strings.CutPrefix(prefix, "*"); wild {
 		return "/" + path, strings.HasSuffix(bareHost(host), domain)
 	}
-	if !strings.Contains(prefix, "/") {
-		return "/" + path, host == prefix || bareHost(host) == prefix
+	host = strings.TrimSuffix(host, defaultPort)
+	prefixHost, prefixPath, hasPath := strings.Cut(prefix, "/")
+	prefixHost = strings.TrimSuffix(prefixHost, defaultPort)
+	if !hasPath {
+		return "/" + path, host == prefixHost || bareHost(host) == prefixHost
 	}
-	rest, ok = strings.CutPrefix(name, prefix)
-	return rest, ok && (rest == "" || rest[0] == '/')
+	rest, ok = strings.CutPrefix(path, prefixPath)
+	return rest, ok && host == prefixHost && (rest == "" || rest[0] == '/')
+}
+
+// defaultPort is that of a host without one.
+const defaultPort = ":443"
+
+// isOfAnotherPort tells the names that a prefix without a port stands for only
+// as one that is blocked or insecure. A wildcard has no other way to say ports.
+func (r *Registry) isOfAnotherPort(name string) bool {
+	host, _, _ := strings.Cut(name, "/")
+	host, prefix := strings.TrimSuffix(host, defaultPort), strings.TrimSuffix(r.Prefix, defaultPort)
+	return host != prefix && bareHost(host) == prefix
 }
 
 // size orders the prefixes that match a name: the longest counts, and a host

@@ -51,6 +51,13 @@ location = "EVIL.example"
 blocked = true
 
 [[registry]]
+prefix = "moved.example"
+location = "there.example"
+insecure = true
+[[registry.mirror]]
+location = "near.example/p"
+
+[[registry]]
 prefix = "index.docker.io/library"
 location = "hub.example/library"
 mirror-by-digest-only = true
@@ -105,13 +112,21 @@ func TestEndpoints(t *testing.T) {
 		"example.com/foo/a/b": {
 			"mirror.example/a/b mtd", "mirror.example:5000/proxy/a/b !md", "tags.example/a/b mtn=example.com", "internal.example/bar/a/b !td",
 		},
-		"example.com/foo/bar/a":     {"example.com/foo/bar/a td"},
-		"a.wild.example/x":          {"mirror.example/wild/x mtd", "a.wild.example/x td"},
-		"a.b.wild.example:88/x/y":   {"mirror.example/wild/x/y mtd", "a.b.wild.example:88/x/y td"},
-		"b.wild.example/x":          {"b.wild.example/x td"},
-		"wild.example/x":            {"wild.example/x td"},
-		"awild.example/x":           {"awild.example/x td"},
-		"a.wild.example.org/x":      {"a.wild.example.org/x td"},
+		"example.com/foo/bar/a":   {"example.com/foo/bar/a td"},
+		"a.wild.example/x":        {"mirror.example/wild/x mtd", "a.wild.example/x td"},
+		"a.b.wild.example:88/x/y": {"mirror.example/wild/x/y mtd", "a.b.wild.example:88/x/y td"},
+		"b.wild.example/x":        {"b.wild.example/x td"},
+		"wild.example/x":          {"wild.example/x td"},
+		"awild.example/x":         {"awild.example/x td"},
+		"a.wild.example.org/x":    {"a.wild.example.org/x td"},
+		"example.com:443/foo/a/b": {
+			"mirror.example/a/b mtd", "mirror.example:5000/proxy/a/b !md", "tags.example/a/b mtn=example.com", "internal.example/bar/a/b !td",
+		},
+		"example.com:8443/foo/a/b":  {"example.com:8443/foo/a/b td"},
+		"moved.example/x":           {"near.example/p/x mtd", "there.example/x !td"},
+		"moved.example:443/x":       {"near.example/p/x mtd", "there.example/x !td"},
+		"moved.example:5000/x":      {"moved.example:5000/x !td"}, // another registry
+		"evil.example:443/x":        nil,
 		"evil.example/x":            nil,
 		"evil.example:444/x":        nil,
 		"evil.example.org/x":        {"evil.example.org/x td"},
@@ -207,10 +222,11 @@ func TestParseRefuses(t *testing.T) {
 		"[aliases]\na = \"b/c\"":                                   "is not host/repository",
 		"[aliases]\na = \"b.example/c:tag\"":                       "is not host/repository",
 		strings.Repeat("#", 2<<20):                                 "longer than 1 MiB",
+		strings.Repeat("a", 1<<19) + "=1":                          `unknown key "aaa`,
 	} {
 		text = strings.Replace(text, "localtion", "locaton", 1)
 		_, err := conf.Parse([]byte(in))
-		if !errdefs.IsInvalidArgument(err) || !strings.HasPrefix(err.Error(), "registries configuration: ") || !strings.Contains(err.Error(), text) {
+		if !errdefs.IsInvalidArgument(err) || !strings.HasPrefix(err.Error(), "registries configuration: ") || !strings.Contains(err.Error(), text) || len(err.Error()) > 500 {
 			t.Errorf("%.100q: %v", in, err)
 		}
 	}

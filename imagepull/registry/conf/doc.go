@@ -12,7 +12,10 @@
 //
 // Where it differs from other readers of the same file:
 //   - a prefix matches at the start of the name and ends where a component
-//     does; a prefix that is a host without a port stands for all its ports;
+//     does; port 443 is the same as none;
+//   - a prefix that is a host without a port blocks all its ports, and allows
+//     them to be insecure; its mirrors and its location are for none of the
+//     others, whose images are other ones. A wildcard stands for all ports;
 //   - a prefix that is a host goes before a wildcard of the same length;
 //   - [[registry]] may leave out location, which then is the prefix;
 //   - a prefix that two entries have is an error, not a matter of order;

@@ -102,7 +102,7 @@ func explain(err error) error {
 	if errors.As(err, &missing) && len(missing.Errors) > 0 {
 		first := missing.Errors[0]
 		line, column := first.Position()
-		return fmt.Errorf("line %d, column %d: unknown key %q", line, column, strings.Join(first.Key(), "."))
+		return fmt.Errorf("line %d, column %d: unknown key %.200q", line, column, strings.Join(first.Key(), "."))
 	}
 	var syntax *toml.DecodeError
 	if errors.As(err, &syntax) {
@@ -199,9 +199,14 @@ func (m mirror) mirror(byDigestOnly bool) (Mirror, error) {
 
 // The grammar of names, as in references.
 var (
-	hostForm = regexp.MustCompile(`^(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?$`)
+	hostForm = regexp.MustCompile(`^(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*|\[[0-9A-Fa-f:.]+\])(?::[1-9][0-9]{0,4})?$`)
 	pathForm = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*$`)
 )
+
+// ValidHost reports whether s is host or host:port, spelled as in names. What
+// merely leads to the same machine, as a trailing dot, letters beyond ASCII or a
+// port with leading zeros, is none: no entry with the plain spelling would match.
+func ValidHost(s string) bool { return hostForm.MatchString(s) }
 
 // checkLocation accepts host[:port][/path] and spells it in one way.
 func checkLocation(s string) (string, error) {

@@ -9,6 +9,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -104,20 +106,28 @@ func Parse(config []byte, opts Options) (*Config, error) {
 		logins: make(map[string]Credential, len(file.Auths)), helpers: make(map[string]string, len(file.CredHelpers)),
 		store: file.CredsStore, opts: opts,
 	}
-	for key, e := range file.Auths {
+	// Of several spellings of one registry that of references counts, else the
+	// last of them.
+	for _, key := range slices.Sorted(maps.Keys(file.Auths)) {
+		e := file.Auths[key]
 		cred, err := e.credential()
 		if err != nil {
 			return nil, fmt.Errorf("registry credentials: auths %.200q: %w", key, err)
 		}
-		if cred != (Credential{}) { // docker leaves an empty entry for what its store holds
-			c.logins[canonicalKey(key)] = cred
+		if cred != (Credential{}) {
+			if canonical := canonicalKey(key); canonical == key || !file.Auths[canonical].has() {
+				c.logins[canonical] = cred
+			}
 		}
 	}
-	for key, program := range file.CredHelpers {
+	for _, key := range slices.Sorted(maps.Keys(file.CredHelpers)) {
+		program := file.CredHelpers[key]
 		if err := checkProgram(program); err != nil {
 			return nil, fmt.Errorf("registry credentials: credHelpers %.200q: %w", key, err)
 		}
-		c.helpers[canonicalKey(key)] = program
+		if canonical := canonicalKey(key); canonical == key || file.CredHelpers[canonical] == "" {
+			c.helpers[canonical] = program
+		}
 	}
 	for _, program := range append([]string{c.store}, opts.Helpers...) {
 		if program == "" {
@@ -129,6 +139,10 @@ func Parse(config []byte, opts Options) (*Config, error) {
 	}
 	return c, nil
 }
+
+// has tells an entry from the empty one that docker leaves for what its store
+// holds.
+func (e entry) has() bool { return e != (entry{}) }
 
 func (e entry) credential() (Credential, error) {
 	cred := Credential{

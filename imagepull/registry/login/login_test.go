@@ -68,6 +68,29 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
+// TestSpellings has one registry twice: the spelling of references counts, and
+// the answer is always the same.
+func TestSpellings(t *testing.T) {
+	t.Parallel()
+	for range 20 {
+		c, err := Parse([]byte(`{"auths":{
+			"https://index.docker.io/v1/":{"username":"u","password":"v1"},
+			"docker.io":{"username":"u","password":"canonical"},
+			"registry-1.docker.io":{"username":"u","password":"served"},
+			"https://h.example":{"username":"u","password":"scheme"},
+			"h.example":{}, "h.example/v2/":{"username":"u","password":"path"}
+		}}`), Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for host, want := range map[string]string{"docker.io": "canonical", "h.example": "scheme"} {
+			if got, err := c.Credential(t.Context(), host, "a"); err != nil || got.Password != want {
+				t.Fatalf("%s: the one with %s, %v", host, got.Password, err)
+			}
+		}
+	}
+}
+
 // TestHidden prints a credential in every way there is.
 func TestHidden(t *testing.T) {
 	t.Parallel()
