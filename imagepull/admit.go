@@ -67,12 +67,12 @@ func (p *Puller) demand(image registry.Image) []store.Demand {
 
 // record notes in the store that the image is whole there. Without that note
 // its layers are kept for less long, which is no reason to refuse it.
-func (p *Puller) record(ctx context.Context, pl *pull) {
-	n := len(pl.image.Layers)
+func (p *Puller) record(ctx context.Context, image registry.Image) {
+	n := len(image.Layers)
 	if n == 0 {
 		return
 	}
-	if err := p.store.RecordImage(pl.image.Name, pl.image.Manifest, pl.image.Layers[n-1].ChainID); err != nil {
-		p.opts.Logger.WarnContext(ctx, "image is not recorded in the store", "image", pl.key.name, "stage", StageCommit, "err", err)
+	if err := p.store.RecordImage(image.Name, image.Manifest, image.Layers[n-1].ChainID); err != nil {
+		p.opts.Logger.WarnContext(ctx, "image is not recorded in the store", "image", image.Name, "stage", StageCommit, "err", err)
 	}
 }

@@ -11,16 +11,19 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/coffer-cc/coffer/imagepull"
 	"github.com/coffer-cc/coffer/imagepull/imagetest"
+	"github.com/coffer-cc/coffer/imagepull/metrics"
 )
 
 // archive makes a tar of headers; a file's content is its name.
@@ -340,5 +343,87 @@ func TestRequestsOfConcurrentPulls(t *testing.T) {
 	e.fetchedOnce(p)
 	if n := len(e.registry.Requests(p.ConfigDigest.String())); n < 1 || n > len(names) {
 		t.Errorf("the config was asked for %d times", n)
+	}
+}
+
+// TestLayerMissingInTheMiddle has layers that were removed from below others
+// which stayed: what is on top waits for all that is below it, not only for its
+// parent, which is there.
+func TestLayerMissingInTheMiddle(t *testing.T) {
+	t.Parallel()
+	key := imagetest.NewKey(t, kid)
+	unpacked := make(chan struct{})
+	var top digest.Digest
+	r, edit := recorded()
+	e := newEnv(t, newKeyring(key), func(o *imagepull.Options) {
+		edit(o)
+		record := o.Progress
+		o.Progress = func(ev imagepull.Event) {
+			record(ev)
+			if ev.Layer == top && line(ev) == "verify end" {
+				close(unpacked) // it will be committed next
+			}
+		}
+	})
+	p := e.registry.Push(t, "a/b:v1", imagetest.Image{Layers: []imagetest.Layer{{}, {Key: &key, Random: 1 << 20}, {}, {}}})
+	if err := e.top(p); err != nil {
+		t.Fatal(err)
+	}
+	r.take() // a pull that is not at its end keeps its layers
+	for _, i := range []int{1, 3} {
+		if err := e.puller.RemoveLayer(t.Context(), p.Layers[i].ChainID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	e.clean(imagetest.Pushed{Layers: []imagetest.Built{p.Layers[1], p.Layers[3]}}, 0)
+	top = p.Chain()
+	e.keys.hook = func(ctx context.Context, _ string) error {
+		select {
+		case <-unpacked:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	if err := e.top(p); err != nil {
+		t.Fatal(err)
+	}
+	e.has(p)
+}
+
+// TestCopyThatFailsIsNoFailedLayer has a layer that cannot be copied, since a
+// path in it is longer than what a system call takes: it is fetched again, and
+// no one hears of a layer that failed.
+func TestCopyThatFailsIsNoFailedLayer(t *testing.T) {
+	t.Parallel()
+	r, edit := recorded()
+	counted := metrics.New(metrics.Options{})
+	e := newEnv(t, newKeyring(), func(o *imagepull.Options) {
+		edit(o)
+		record := o.Progress
+		o.Progress = func(ev imagepull.Event) { record(ev); counted.Observe(ev) }
+	})
+	var headers []tar.Header
+	path := ""
+	for range 20 {
+		path += strings.Repeat("d", 199) + "/"
+		headers = append(headers, directory(path, 0, 0o755))
+	}
+	headers = append(headers, regular(path+strings.Repeat("f", 90)))
+	l := imagetest.Layer{Tar: archive(t, headers...)}
+	first := e.registry.Push(t, "a/b:one", imagetest.Image{Layers: []imagetest.Layer{l}})
+	a := again(first.Layers[0])
+	p := e.registry.Push(t, "a/b:v1", imagetest.Image{Layers: []imagetest.Layer{a, a}})
+	if err := errors.Join(e.top(first), e.top(p)); err != nil {
+		t.Fatal(err)
+	}
+	checkPairs(t, r.take())
+	if n := len(e.registry.Requests(p.Layers[1].Digest.String())); n != 2 {
+		t.Errorf("fetched %d times", n)
+	}
+	var b bytes.Buffer
+	counted.Write(&b)
+	if !containsAll(b.String(), `layers_total{result="failed"} 0`, `layers_total{result="fetched"} 2`) || strings.Contains(b.String(), "failures_total{") {
+		t.Errorf("got\n%s", b.String())
 	}
 }

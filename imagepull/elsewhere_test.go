@@ -4,6 +4,7 @@
 package imagepull_test
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -14,13 +15,14 @@ import (
 
 	"github.com/coffer-cc/coffer/imagepull"
 	"github.com/coffer-cc/coffer/imagepull/imagetest"
+	"github.com/coffer-cc/coffer/imagepull/progress"
 	"github.com/coffer-cc/coffer/imagepull/registry"
 	"github.com/coffer-cc/coffer/imagepull/registry/conf"
 	"github.com/coffer-cc/coffer/imagepull/store"
 )
 
 // mirrored is a puller that asks a mirror first; also for the short name "app".
-func mirrored(t *testing.T, keys *keyring) (e *env, mirror *imagetest.Registry) {
+func mirrored(t *testing.T, keys *keyring, edit ...func(*imagepull.Options)) (e *env, mirror *imagetest.Registry) {
 	t.Helper()
 	root, r := newTmpfs(t, "64m"), imagetest.New(t)
 	mirror = imagetest.NewMirror(t, r)
@@ -44,7 +46,11 @@ app = "%s/a/b"
 	if e.store, err = store.Open(filepath.Join(root, "store"), store.Options{}); err != nil {
 		t.Fatal(err)
 	}
-	e.puller = imagepull.NewPuller(client, keys, e.store, imagepull.Options{RetryDelay: time.Millisecond})
+	opts := imagepull.Options{RetryDelay: time.Millisecond, Scratch: filepath.Join(root, "scratch")}
+	for _, f := range edit {
+		f(&opts)
+	}
+	e.puller = imagepull.NewPuller(client, keys, e.store, opts)
 	t.Cleanup(func() {
 		e.puller.Close()
 		if err := e.store.Close(); err != nil {
@@ -86,6 +92,51 @@ func TestMirrorSendsWrongBytes(t *testing.T) {
 	}
 }
 
+// What is told of a layer that begins again is whole too, its key is asked for
+// again, and its places are free afterwards.
+func TestElsewhereIsTold(t *testing.T) {
+	t.Parallel()
+	key := imagetest.NewKey(t, "kbs:///default/key/1")
+	for _, spooled := range []bool{false, true} {
+		t.Run(fmt.Sprintf("spooled=%v", spooled), func(t *testing.T) {
+			t.Parallel()
+			r, edit := recorded()
+			e, mirror := mirrored(t, newKeyring(key), edit, func(o *imagepull.Options) {
+				o.MaxDownloads, o.MaxUnpacks, o.VerifyBeforeUnpack = 1, 1, spooled
+			})
+			p := e.registry.Push(t, "a/b:1", imagetest.Image{Layers: []imagetest.Layer{
+				{Random: 3 << 20, Compression: imagetest.Gzip, Key: &key}, {Random: 3 << 20, Compression: imagetest.Gzip},
+			}})
+			for _, l := range p.Layers {
+				mirror.Fail(l.Digest.String(), imagetest.Fault{Edit: func(b []byte) []byte { b[len(b)-1] ^= 1; return b }})
+			}
+			if err := e.top(p); err != nil {
+				t.Fatal(err)
+			}
+			events := r.take()
+			checkPairs(t, events)
+			retried := 0
+			for _, ev := range events {
+				if line(ev) == "fetch retry" {
+					retried++
+				}
+				if ev.State == progress.End && ev.Err != nil && !errors.Is(ev.Err, progress.ErrAborted) {
+					t.Errorf("got %+v", ev)
+				}
+			}
+			if retried != 2 || e.keys.count() != 2 {
+				t.Errorf("%d retries, %d keys", retried, e.keys.count())
+			}
+			e.puller.Close()
+			if left := e.puller.Rest(); left != "" {
+				t.Error(left)
+			}
+			e.has(p)
+			e.clean(p, len(p.Layers))
+		})
+	}
+}
+
 // Where no place has the right bytes, the error is of the bytes.
 func TestWrongBytesEverywhere(t *testing.T) {
 	t.Parallel()
@@ -108,6 +159,15 @@ func TestShortName(t *testing.T) {
 	if _, _, _, err := e.puller.PullLayer(t.Context(), "app:1", "", p.Chain()); err != nil {
 		t.Fatal(err)
 	}
+	bundle := filepath.Join(e.root, "bundle")
+	if _, err := e.puller.PullImage(t.Context(), "app:1", bundle); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := e.puller.RemoveImage(t.Context(), bundle); err != nil {
+			t.Error(err)
+		}
+	}()
 	images := e.store.Images()
 	if len(images) != 1 || len(images[0].References) != 1 || images[0].References[0] != e.registry.Host()+"/a/b:1" {
 		t.Errorf("recorded: %+v", images)

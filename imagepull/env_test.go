@@ -136,13 +136,18 @@ func newEnvAt(t *testing.T, root string, keys *keyring, edit func(*imagepull.Opt
 
 func newEnvStall(t *testing.T, root string, stall time.Duration, keys *keyring, edit func(*imagepull.Options)) *env {
 	t.Helper()
+	return newEnvStore(t, root, stall, store.Options{}, keys, edit)
+}
+
+func newEnvStore(t *testing.T, root string, stall time.Duration, kept store.Options, keys *keyring, edit func(*imagepull.Options)) *env {
+	t.Helper()
 	e := &env{t: t, registry: imagetest.New(t), keys: keys, root: root}
 	client, err := registry.NewClient(registry.Options{Insecure: []string{e.registry.Host()}, StallTimeout: stall})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(client.Close)
-	e.store, err = store.Open(filepath.Join(root, "store"), store.Options{})
+	e.store, err = store.Open(filepath.Join(root, "store"), kept)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,16 +190,22 @@ func (e *env) has(p imagetest.Pushed) {
 			e.t.Errorf("layer %d is not in the store", i)
 			continue
 		}
-		want := tarFiles(e.t, l.Tar)
-		for name, content := range want {
-			got, err := os.ReadFile(filepath.Join(layer.Path, name))
-			if err != nil || !bytes.Equal(got, content) {
-				e.t.Errorf("layer %d, %s: %d bytes, %v", i, name, len(got), err)
-			}
+		e.hasFiles(i, l, layer.Path)
+	}
+}
+
+// hasFiles fails unless path has exactly the files of a layer's tar.
+func (e *env) hasFiles(i int, l imagetest.Built, path string) {
+	e.t.Helper()
+	want := tarFiles(e.t, l.Tar)
+	for name, content := range want {
+		got, err := os.ReadFile(filepath.Join(path, name))
+		if err != nil || !bytes.Equal(got, content) {
+			e.t.Errorf("layer %d, %s: %d bytes, %v", i, name, len(got), err)
 		}
-		if got := countFiles(e.t, layer.Path); got != len(want) {
-			e.t.Errorf("layer %d has %d files, want %d", i, got, len(want))
-		}
+	}
+	if got := countFiles(e.t, path); got != len(want) {
+		e.t.Errorf("layer %d has %d files, want %d", i, got, len(want))
 	}
 }
 

@@ -52,12 +52,18 @@ func (p *Puller) startLayer(ctx context.Context, pl *pull, i int, wg *sync.WaitG
 	chainID := j.layer.ChainID
 	f, mine := p.claimFlight(chainID)
 	if !mine {
-		wg.Go(func() { end(p.follow(ctx, j, i, f)) })
+		wg.Go(func() {
+			cached, err := p.follow(ctx, j, i, f)
+			if err == nil {
+				err = pl.below(ctx, i)
+			}
+			end(cached, err)
+		})
 		return
 	}
 	if _, ok := p.store.Layer(chainID); ok {
 		p.endFlight(chainID, f)
-		end(true, nil)
+		wg.Go(func() { end(true, pl.below(ctx, i)) })
 		return
 	}
 	c := p.claimContent(j.layer)
@@ -120,16 +126,8 @@ func (j *job) commit(ctx context.Context, i int, s *staged, c claim) (err error)
 		}
 		p.dropContent(c)
 	}()
-	if i > 0 {
-		parent := j.pl.layers[i-1]
-		select {
-		case <-parent.done:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-		if parent.err != nil {
-			return parent.err
-		}
+	if err := j.pl.below(ctx, i); err != nil {
+		return err
 	}
 	// Committing changes what the others copy.
 	if err := p.retireInTime(ctx, c); err != nil {

@@ -45,18 +45,9 @@ func (p *Puller) PullImage(ctx context.Context, image, bundle string) (digest.Di
 	}
 	lease := p.store.Lease() // until the layers are held
 	defer lease.End()
-	var found registry.Image
-	if err := p.await(ctx, key, func(i registry.Image) (int, error) {
-		found = i
-		return len(i.Layers), nil
-	}); err != nil {
+	found, err := p.pullAll(ctx, key)
+	if err != nil {
 		return "", err
-	}
-	if n := len(found.Layers); n > 0 {
-		// The pull does so too, but perhaps only after it has served its callers.
-		if err := p.store.RecordImage(key.name, found.Manifest, found.Layers[n-1].ChainID); err != nil {
-			p.opts.Logger.WarnContext(ctx, "image is not recorded in the store", "image", key.name, "stage", StageCommit, "err", err)
-		}
 	}
 	if err := p.mount(ctx, image, found, filepath.Clean(bundle)); err != nil {
 		return "", classify(err)

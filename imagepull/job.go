@@ -108,7 +108,7 @@ func (j *job) tell(err error, cached bool) {
 	j.end(failed, err)
 }
 
-// startOver ends what is open: the layer begins again, for a reason.
+// startOver ends what is open: the fetch of the layer begins again, for a reason.
 func (j *job) startOver(err error) {
 	j.mu.Lock()
 	open := slices.Collect(maps.Keys(j.open))
@@ -116,6 +116,7 @@ func (j *job) startOver(err error) {
 	for _, stage := range open {
 		j.end(stage, progress.ErrAborted)
 	}
+	j.start(StageFetch)
 	j.event(StageFetch, progress.Retry, func(e *Event) { e.Err = err })
 }
 

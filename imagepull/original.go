@@ -12,15 +12,18 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/coffer-cc/coffer/imagepull/clone"
+	"github.com/coffer-cc/coffer/imagepull/progress"
 	"github.com/coffer-cc/coffer/imagepull/registry"
 	"github.com/coffer-cc/coffer/imagepull/unpack"
 )
 
-// Bounds of what is remembered of committed layers: how many, and how many
-// directories of each that a commit may have changed.
+// Bounds of what is remembered of committed layers: how many, and the bytes of
+// the names of directories of each that a commit may have changed. Names may be
+// long, and images may come from anybody: all together take 64 MiB at the most.
 const (
 	maxOriginals = 4096
-	maxImplicit  = 1024
+	maxImplicit  = 16 << 10
+	nameCost     = 16 // beside its bytes
 )
 
 // original is a tree that layers of the same content can be copied from.
@@ -34,8 +37,11 @@ type original struct {
 
 // remember notes that a layer of this content is in the store now.
 func (p *Puller) remember(l registry.Layer, s *staged) {
-	if len(s.facts.Implicit) > maxImplicit {
-		return
+	names := 0
+	for _, name := range s.facts.Implicit {
+		if names += len(name) + nameCost; names > maxImplicit {
+			return
+		}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -130,7 +136,9 @@ func (j *job) copyOf(ctx context.Context, o original) (*staged, error) {
 	if !passing(ctx, err) {
 		return nil, j.fail(StageApply, err)
 	}
-	j.end(StageApply, err)
+	// The layer has not failed: this is no end for those who count.
+	j.event(StageApply, progress.Retry, func(e *Event) { e.Err = err })
+	j.end(StageApply, progress.ErrAborted)
 	j.log().WarnContext(ctx, "layer is fetched: the copy of an equal one did not succeed", "stage", StageApply, "err", err)
 	return nil, nil
 }

@@ -73,6 +73,9 @@ func checkPairs(t *testing.T, events []imagepull.Event) {
 		case e.Time.Before(begun.Time), e.Bytes < begun.Bytes && e.Bytes != 0, e.Bytes > e.Total, e.Took < 0:
 			t.Errorf("got %+v after %+v", e, begun)
 		}
+		if e.State == progress.Start {
+			bytes[key] = 0 // it begins again, for another place has the bytes
+		}
 		if bytes[key] += e.Added; e.State == progress.Update && bytes[key] != e.Bytes {
 			t.Errorf("%d bytes were added, %d are told", bytes[key], e.Bytes)
 		}

@@ -59,10 +59,26 @@ type pull struct {
 	downloads, unpacks *share
 }
 
-// layerState is the outcome of one layer; err is set before done is closed.
+// layerState is the outcome of one layer and all below it; err is set before done
+// is closed.
 type layerState struct {
 	done chan struct{}
 	err  error
+}
+
+// below waits until all layers below layer i are in the store. A layer may be
+// there while one that it stands on has been removed.
+func (pl *pull) below(ctx context.Context, i int) error {
+	if i == 0 {
+		return nil
+	}
+	parent := pl.layers[i-1] // which has waited likewise
+	select {
+	case <-parent.done:
+		return parent.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 func (s *layerState) finish(err error) {
@@ -237,7 +253,7 @@ func (p *Puller) run(ctx context.Context, pl *pull) {
 	if err != nil {
 		log.WarnContext(ctx, "pull ended", "err", err)
 	} else {
-		p.record(ctx, pl)
+		p.record(ctx, pl.image)
 		log.InfoContext(ctx, "pulled")
 	}
 	p.emit(event)

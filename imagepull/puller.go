@@ -89,20 +89,22 @@ func NewPuller(r Registry, keys KeyUnwrapper, s *store.Store, opts Options) *Pul
 	}
 }
 
-// Close ends all pulls and waits for them. Bundles stay mounted.
+// Close ends all pulls and measurements and waits for them. Bundles stay mounted.
 func (p *Puller) Close() {
 	p.mu.Lock()
 	p.closed = true
-	var running []*pull
+	var ended []<-chan struct{}
 	for _, pl := range p.pulls {
-		running = append(running, pl)
+		pl.fail(errClosed)
+		ended = append(ended, pl.ended)
+	}
+	for _, m := range p.measured {
+		m.cancel(errClosed)
+		ended = append(ended, m.done)
 	}
 	p.mu.Unlock()
-	for _, pl := range running {
-		p.fail(pl, errClosed)
-	}
-	for _, pl := range running {
-		<-pl.ended
+	for _, c := range ended {
+		<-c
 	}
 }
 
@@ -154,6 +156,40 @@ func (p *Puller) PullLayer(ctx context.Context, image string, manifest, chainID 
 		return "", 0, 0, classify(err)
 	}
 	return layer.Path, layer.Size, layer.Inodes, nil
+}
+
+// PullLayers takes all layers of an image to the store and returns what it is:
+// the first half of PullImage. Policy and measurement are as for PullLayer, and
+// so are errors. The layers are neither claimed nor held: they stay for as long as
+// the store keeps an image that is not in use.
+func (p *Puller) PullLayers(ctx context.Context, image string) (registry.Image, error) {
+	key, err := newPullKey(image, "")
+	if err != nil {
+		return registry.Image{}, err
+	}
+	lease := p.store.Lease() // until the image is recorded
+	defer lease.End()
+	found, err := p.pullAll(ctx, key)
+	if err != nil {
+		return registry.Image{}, err
+	}
+	if err := p.measureOnce(ctx, image, found.Manifest); err != nil {
+		return registry.Image{}, err
+	}
+	return found, nil
+}
+
+// pullAll returns the image once all its layers are in the store, and recorded
+// there.
+func (p *Puller) pullAll(ctx context.Context, key pullKey) (found registry.Image, err error) {
+	err = p.await(ctx, key, func(i registry.Image) (int, error) {
+		found = i
+		return len(i.Layers), nil
+	})
+	if err == nil {
+		p.record(ctx, found) // the pull does so too, but perhaps only after it has served its callers
+	}
+	return found, err
 }
 
 // pullLayer returns the digest of the image's manifest once the layer is there.

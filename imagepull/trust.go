@@ -82,10 +82,12 @@ func (p *Puller) measure(ctx context.Context, name string, image registry.Image)
 }
 
 // measurement is the one measurement of an image whose layers are handed out;
-// err is set before done is closed.
+// err is set before done is closed. It does not end with those who wait for it,
+// but with the puller.
 type measurement struct {
-	done chan struct{}
-	err  error
+	done   chan struct{}
+	err    error
+	cancel context.CancelCauseFunc
 }
 
 // measureOnce is measure, once for each name and manifest in the life of this
@@ -100,32 +102,42 @@ func (p *Puller) measureOnce(ctx context.Context, name string, manifest digest.D
 	key := pullEvent{Digest: manifest, Image: name}
 	for {
 		p.mu.Lock()
+		if p.closed {
+			p.mu.Unlock()
+			return errClosed
+		}
 		m, found := p.measured[key]
 		if !found {
-			m = &measurement{done: make(chan struct{})}
-			p.measured[key] = m
+			m = p.startMeasurement(ctx, key)
 		}
 		p.mu.Unlock()
-		if !found {
-			// The others who wait for it do not lose it when this caller goes.
-			m.err = p.measure(context.WithoutCancel(ctx), name, registry.Image{Manifest: manifest})
-			if m.err != nil {
-				p.mu.Lock()
-				delete(p.measured, key)
-				p.mu.Unlock()
-			}
-			close(m.done)
-			return m.err
-		}
 		select {
 		case <-m.done:
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		if m.err == nil {
-			return nil
+		if m.err == nil || !found {
+			return m.err
 		}
 	}
+}
+
+// startMeasurement measures what key says. The caller holds mu.
+func (p *Puller) startMeasurement(ctx context.Context, key pullEvent) *measurement {
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	m := &measurement{done: make(chan struct{}), cancel: cancel}
+	p.measured[key] = m
+	go func() {
+		defer cancel(nil)
+		m.err = p.measure(ctx, key.Image, registry.Image{Manifest: key.Digest})
+		if m.err != nil {
+			p.mu.Lock()
+			delete(p.measured, key)
+			p.mu.Unlock()
+		}
+		close(m.done)
+	}()
+	return m
 }
 
 // maxAdmissions is how many verdicts are remembered.
@@ -161,6 +173,9 @@ func (p *Puller) askPolicy(ctx context.Context, pl *pull) (err error) {
 	}
 	log := p.opts.Logger.With("image", pl.image.Name, "manifest", pl.image.Manifest, "stage", StagePolicy)
 	if err != nil {
+		if ctx.Err() == nil && !temporary(err) {
+			p.forgetAdmission(pl.key)
+		}
 		log.WarnContext(ctx, "image policy does not allow the image", "err", err)
 		return err
 	}
@@ -189,6 +204,13 @@ func (p *Puller) rememberAdmission(pl *pull) {
 		delete(p.admitted, oldest)
 	}
 	p.admitted[pl.key] = a
+}
+
+// forgetAdmission is for a refusal: a verdict of before counts no longer.
+func (p *Puller) forgetAdmission(key pullKey) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.admitted, key)
 }
 
 // admission reports whether a layer that is in the store may be handed out

@@ -193,6 +193,33 @@ func TestRefusalIsNotRemembered(t *testing.T) {
 	}
 }
 
+// TestRefusalEndsAVerdict has the policy change its mind within the lifetime of
+// a verdict: once it has been heard to, the older verdict counts no longer.
+func TestRefusalEndsAVerdict(t *testing.T) {
+	t.Parallel()
+	policy := &judge{}
+	e := newEnv(t, newKeyring(), func(o *imagepull.Options) { o.Policy, o.VerdictLifetime, o.Tries = policy, time.Hour, 1 })
+	p := e.registry.Push(t, "a/b:v1", imagetest.Image{Layers: []imagetest.Layer{{}}})
+	if err := e.top(p); err != nil {
+		t.Fatal(err)
+	}
+	foreign := digest.FromString("foreign") // what no verdict was about, so that the policy is asked
+	policy.say(errdefs.ErrUnavailable)
+	if _, err := e.pull(t.Context(), p, foreign); !errdefs.IsUnavailable(err) {
+		t.Error(err)
+	}
+	if err := e.top(p); err != nil {
+		t.Errorf("a policy that is away ended the verdict: %v", err)
+	}
+	policy.say(errdefs.ErrPermissionDenied)
+	if _, err := e.pull(t.Context(), p, foreign); !errdefs.IsPermissionDenied(err) {
+		t.Error(err)
+	}
+	if err := e.top(p); !errdefs.IsPermissionDenied(err) {
+		t.Errorf("the verdict outlived a refusal: %v", err)
+	}
+}
+
 // A registry that has signatures may be away for a moment. The key broker's
 // client has tried again itself.
 func TestPolicyAwayIsTriedAgain(t *testing.T) {
@@ -290,6 +317,103 @@ func TestMeasureBeforeALayerIsHandedOut(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{event(another)}, rtmr.take()); diff != "" {
 		t.Errorf("another name of the same image: %s", diff)
+	}
+}
+
+// slowRegister measures when it is let, or not at all.
+type slowRegister struct {
+	register
+	began, let chan struct{}
+}
+
+func (r *slowRegister) Measure(ctx context.Context, event []byte) error {
+	r.began <- struct{}{}
+	select {
+	case <-r.let:
+		return r.register.Measure(ctx, event)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// TestMeasurementOutlivesItsFirstCaller has that one give up while the
+// registers are busy, and the next one find it measured once. A closed puller
+// waits for no register.
+func TestMeasurementOutlivesItsFirstCaller(t *testing.T) {
+	t.Parallel()
+	rtmr := &slowRegister{began: make(chan struct{}), let: make(chan struct{})}
+	e := newEnv(t, newKeyring(), func(o *imagepull.Options) { o.Measure = rtmr })
+	one := e.registry.Push(t, "a/b:v1", imagetest.Image{Layers: []imagetest.Layer{{}}})
+	two := e.registry.Push(t, "a/b:v2", imagetest.Image{Layers: []imagetest.Layer{{}}})
+	begin := func(p imagetest.Pushed) (gaveUp func() error) {
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() {
+			_, err := e.pull(ctx, p, p.Chain())
+			done <- err
+		}()
+		<-rtmr.began
+		return func() error {
+			cancel()
+			return <-done
+		}
+	}
+	if err := begin(one)(); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	close(rtmr.let)
+	if err := e.top(one); err != nil {
+		t.Error(err)
+	}
+	if n := len(rtmr.take()); n != 1 {
+		t.Errorf("measured %d times", n)
+	}
+	rtmr.let = nil
+	if err := begin(two)(); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	e.puller.Close()
+	if err := e.top(two); !errdefs.IsUnavailable(err) || len(rtmr.take()) > 0 {
+		t.Errorf("after Close: %v", err)
+	}
+}
+
+// TestPullLayers has a whole image without a bundle: asked about and told of
+// each time, measured once.
+func TestPullLayers(t *testing.T) {
+	t.Parallel()
+	policy, rtmr := &judge{}, &register{}
+	r, edit := recorded()
+	e := newEnv(t, newKeyring(), func(o *imagepull.Options) { edit(o); o.Policy, o.Measure = policy, rtmr })
+	p := e.registry.Push(t, "a/b:v1", imagetest.Image{Layers: []imagetest.Layer{{}, {}}})
+	for n := range 2 {
+		image, err := e.puller.PullLayers(t.Context(), p.Reference)
+		if err != nil || image.Manifest != p.Manifest.Digest || image.Find(p.Chain()) != 1 {
+			t.Fatalf("got %+v, %v", image, err)
+		}
+		if asked := policy.take(); len(asked) != 1 {
+			t.Errorf("asked %q", asked)
+		}
+		commits := 0
+		for _, ev := range r.take() {
+			if line(ev) == "commit end" && ev.Cached == (n > 0) {
+				commits++
+			}
+		}
+		if commits != 2 {
+			t.Errorf("heard of %d layers", commits)
+		}
+	}
+	e.has(p)
+	if events := rtmr.take(); len(events) != 1 {
+		t.Errorf("measured: %q", events)
+	}
+	if images := e.store.Images(); len(images) != 1 || images[0].InUse {
+		t.Errorf("recorded: %+v", images)
+	}
+	policy.say(errdefs.ErrPermissionDenied)
+	if image, err := e.puller.PullLayers(t.Context(), p.Reference); !errdefs.IsPermissionDenied(err) || image.Manifest != "" {
+		t.Errorf("got %+v, %v", image, err)
 	}
 }
 

@@ -158,8 +158,12 @@ func likeRoot(upper, top string) error {
 	return errors.Join(os.Lchown(upper, int(st.Uid), int(st.Gid)), unix.Chmod(upper, st.Mode&0o7777))
 }
 
-// unused refuses a mount point that has files, or is one already.
+// unused refuses a mount point that has files, or is one already, or a link:
+// what is mounted behind one would not be found again by its path.
 func unused(dir string) error {
+	if info, err := os.Lstat(dir); err == nil && !info.IsDir() {
+		return fmt.Errorf("%s is no directory: remove it first, or choose another bundle: %w", dir, errdefs.ErrAlreadyExists)
+	}
 	if m, err := mountAt(dir); err != nil {
 		return err
 	} else if m.present {

@@ -133,6 +133,30 @@ func TestCreate(t *testing.T) {
 	checkGone(t, work, dir)
 }
 
+// TestRootfsIsALink has a rootfs that leads elsewhere: nothing is mounted there,
+// and the link stays.
+func TestRootfsIsALink(t *testing.T) {
+	t.Parallel()
+	work := workDir(t)
+	l := layer(t, filepath.Join(work, "l"), map[string]string{"a": "a"})
+	b, dir := bundle.New(filepath.Join(work, "scratch")), filepath.Join(work, "bundle")
+	rootfs := filepath.Join(dir, "rootfs")
+	if err := errors.Join(os.Mkdir(filepath.Join(work, "other"), 0o755), os.Mkdir(dir, 0o755), os.Symlink("../other", rootfs)); err != nil {
+		t.Fatal(err)
+	}
+	for name, err := range map[string]error{"Vacant": b.Vacant(dir), "Create": b.Create(dir, manifest, []string{l}, ocispec.Image{})} {
+		if !errdefs.IsAlreadyExists(err) || !strings.Contains(err.Error(), "is no directory") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if target, err := os.Readlink(rootfs); err != nil || target != "../other" {
+		t.Errorf("the link is %q, %v", target, err)
+	}
+	if mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(work)); err != nil || len(mounts) != 1 {
+		t.Errorf("mounts: %v %v", mounts, err)
+	}
+}
+
 func TestFailuresLeaveNothing(t *testing.T) {
 	t.Parallel()
 	outside := filepath.Join(t.TempDir(), "passwd")
@@ -162,6 +186,14 @@ func TestFailuresLeaveNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, ocispec.Image{}, errdefs.IsInvalidArgument, "no regular file"},
+		"a device that is not there": {func(t *testing.T, dir string) {
+			if err := os.Mkdir(filepath.Join(dir, "etc"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := unix.Mknod(filepath.Join(dir, "etc", "passwd"), unix.S_IFCHR|0o644, int(unix.Mkdev(511, 7))); err != nil {
+				t.Fatal(err)
+			}
+		}, ocispec.Image{}, errdefs.IsInvalidArgument, "no regular file"}, // nothing has tried to open it
 		"other system": {nil, ocispec.Image{Platform: ocispec.Platform{OS: "windows"}}, errdefs.IsInvalidArgument, "not for linux"},
 	} {
 		t.Run(name, func(t *testing.T) {

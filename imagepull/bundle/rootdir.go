@@ -21,10 +21,11 @@ import (
 // nowhere else.
 type rootDir struct{ *os.File }
 
-// open opens a file of the rootfs; nil if there is none.
+// open opens a directory of the rootfs, or with O_PATH any file; nil if there is
+// none.
 func (r rootDir) open(name string, flags uint64) (*os.File, error) {
 	fd, err := unix.Openat2(int(r.Fd()), name, &unix.OpenHow{
-		Flags:   flags | unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC,
+		Flags:   flags | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
 	})
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
@@ -32,8 +33,7 @@ func (r rootDir) open(name string, flags uint64) (*os.File, error) {
 	}
 	switch {
 	case err == nil:
-	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENAMETOOLONG), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENXIO):
-		// ENXIO: a socket, or a device that is not there.
+	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENAMETOOLONG), errors.Is(err, unix.EINVAL):
 		return nil, fmt.Errorf("read /%.200s of the image: %w: %w", name, err, errdefs.ErrInvalidArgument)
 	default:
 		return nil, failed(fmt.Sprintf("read /%.200s of the image", name), err)
@@ -43,18 +43,24 @@ func (r rootDir) open(name string, flags uint64) (*os.File, error) {
 
 // read reads a regular file of bounded size. A missing one is empty.
 func (r rootDir) read(name string) (string, error) {
-	f, err := r.open(name, 0)
-	if f == nil {
+	found, err := r.open(name, unix.O_PATH)
+	if found == nil {
 		return "", err
 	}
-	defer func() { _ = f.Close() }()
-	info, err := f.Stat()
+	defer func() { _ = found.Close() }()
+	info, err := found.Stat()
 	if err != nil {
 		return "", failed("read /"+name, err)
 	}
+	// Only now is it opened in earnest: with a device that does something.
 	if !info.Mode().IsRegular() {
 		return "", fmt.Errorf("/%s of the image is no regular file: %w", name, errdefs.ErrInvalidArgument)
 	}
+	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", found.Fd()))
+	if err != nil {
+		return "", failed("read /"+name, err)
+	}
+	defer func() { _ = f.Close() }()
 	b, err := io.ReadAll(io.LimitReader(f, maxAccounts+1))
 	if err != nil {
 		return "", failed("read /"+name, err)

@@ -125,9 +125,11 @@ func mayBeSignature(d ocispec.Descriptor) bool {
 
 var errTooMany = fmt.Errorf("more than %d signatures: the rest was not read", maxSignatures)
 
-// signatureManifest is what is needed of a manifest that holds signatures.
+// signatureManifest is what is needed of a manifest that holds signatures. An
+// empty entry is much smaller in the document than a descriptor in memory, so
+// they are read one at a time.
 type signatureManifest struct {
-	Layers []ocispec.Descriptor `json:"layers"`
+	Layers []json.RawMessage `json:"layers"`
 }
 
 // readLayers reads the layers of a manifest that are signatures, in either
@@ -139,7 +141,11 @@ func (e *evaluation) readLayers(ctx context.Context, body []byte, subject digest
 		return []candidate{{where: where, err: errors.New("not a manifest of signatures")}}, nil
 	}
 	var out []candidate
-	for i, d := range m.Layers {
+	for i, entry := range m.Layers {
+		var d ocispec.Descriptor
+		if !readsAs(entry, &d) {
+			return append(out, candidate{where: where, err: errors.New("not a manifest of signatures")}), nil
+		}
 		isBundle := strings.HasPrefix(d.MediaType, sigstore.BundleMediaTypePrefix)
 		if !isBundle && d.MediaType != mediaTypeSimpleSigning {
 			continue
