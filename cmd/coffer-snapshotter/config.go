@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 
 	"github.com/coffer-cc/coffer/cmd/internal/daemon"
+	"github.com/coffer-cc/coffer/snapshotter/cache"
 	"github.com/containerd/errdefs"
 )
 
@@ -31,7 +32,9 @@ type Config struct {
 	GuestSocket string `toml:"guest_socket"`
 	// Registries are host:port of registries on other ports than 443.
 	Registries []string `toml:"registries"`
-	Log        struct {
+	// Cache is the node's store of blobs for guests.
+	Cache CacheConfig `toml:"cache"`
+	Log   struct {
 		// Level is debug, info, warn or error.
 		Level string `toml:"level"`
 	} `toml:"log"`
@@ -45,6 +48,12 @@ func Default() Config {
 		ContainerdAddress: "/run/containerd/containerd.sock",
 		GuestSocket:       "/run/coffer/guest.sock",
 		Registries:        []string{},
+	}
+	c.Cache = CacheConfig{
+		Root:       "/var/lib/coffer/cache",
+		MaxBytes:   cache.DefaultMaxBytes,
+		Registries: []string{},
+		CAFiles:    []string{},
 	}
 	c.Log.Level = "info"
 	return c
@@ -67,6 +76,9 @@ func (c Config) Validate() error {
 		if _, _, err := net.SplitHostPort(r); err != nil {
 			return fmt.Errorf("registries: %q is not host:port: %w", r, errdefs.ErrInvalidArgument)
 		}
+	}
+	if err := c.Cache.validate(); err != nil {
+		return err
 	}
 	_, err := daemon.ParseLevel(c.Log.Level)
 	return err

@@ -40,7 +40,7 @@ func TestDefaultFile(t *testing.T) {
 	if err := got.Validate(); err == nil {
 		t.Error("an empty configuration is valid")
 	}
-	for _, key := range []string{"root", "address", "containerd_address", "guest_socket", "registries", "level"} {
+	for _, key := range []string{"root", "address", "containerd_address", "guest_socket", "registries", "level", "max_bytes", "credentials_file", "ca_files", "metrics_address"} {
 		if !strings.Contains(out.String(), "\n"+key+" = ") {
 			t.Errorf("the default file does not show %s", key)
 		}
@@ -50,12 +50,20 @@ func TestDefaultFile(t *testing.T) {
 func TestBadConfig(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
-		"rooot = 'x'":                "rooot",
-		"root = 'x'":                 "root = \"x\" must be an absolute path",
-		"guest_socket = ''":          "guest_socket",
-		"registries = ['r.example']": "not host:port",
-		"root = 1":                   ":1:",
-		"[log]\nlevel = 'loud'":      "loud",
+		"rooot = 'x'":                                    "rooot",
+		"root = 'x'":                                     "root = \"x\" must be an absolute path",
+		"guest_socket = ''":                              "guest_socket",
+		"registries = ['r.example']":                     "not host:port",
+		"root = 1":                                       ":1:",
+		"[log]\nlevel = 'loud'":                          "loud",
+		"[cache]\naddres = 'x'":                          "cache.addres",
+		"[cache]\naddress = 'x'":                         "cache.address: \"x\" is neither",
+		"[cache]\naddress = 'h:1'":                       "cache.registries",
+		"[cache]\nmetrics_address = 'h:1'":               "without cache.address",
+		"[cache]\naddress = 'h:1'\nregistries = ['r/a']": "cache.registries: registry \"r/a\"",
+		"[cache]\naddress = 'h:1'\nregistries = ['r']\nmax_bytes = 0":                  "cache.max_bytes",
+		"[cache]\naddress = 'h:1'\nregistries = ['r']\nroot = 'x'":                     "cache.root",
+		"[cache]\naddress = 'h:1'\nregistries = ['r']\nmetrics_address = 'vsock://:1'": "cache.metrics_address",
 	} {
 		path := write(t, text)
 		for _, args := range [][]string{{"-c", path}, {"serve", "--config", path}, {"config", "containerd", "-c", path}} {

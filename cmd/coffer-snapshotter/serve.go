@@ -48,6 +48,11 @@ func serve(ctx context.Context, c Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, sn.Close()) }()
+	blobs, err := startCache(ctx, c.Cache, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, blobs.close()) }()
 	listener, err := daemon.ListenUnix(c.Address, 0o600)
 	if err != nil {
 		return err

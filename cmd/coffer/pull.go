@@ -5,13 +5,13 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -19,7 +19,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/coffer-cc/coffer/imagepull"
-	events "github.com/coffer-cc/coffer/imagepull/progress"
 	"github.com/coffer-cc/coffer/imagepull/registry"
 	"github.com/coffer-cc/coffer/imagepull/timeline"
 )
@@ -148,35 +147,11 @@ func (pl *pulling) run(ctx context.Context, name, bundle string) (err error) {
 		_, err := pl.puller.PullImage(ctx, name, pl.bundle)
 		return err
 	}
-	image, err := pl.resolve(ctx, name)
-	if err != nil {
-		return err
-	}
-	if len(image.Layers) == 0 {
+	image, err := pl.puller.PullLayers(ctx, name)
+	if err == nil && len(image.Layers) == 0 {
 		return fmt.Errorf("image %s has no layers: %w", name, errdefs.ErrInvalidArgument)
 	}
-	_, _, _, err = pl.puller.PullLayer(ctx, name, image.Manifest, image.Layers[len(image.Layers)-1].ChainID)
 	return err
-}
-
-// resolve finds the image, so that its layers can be asked for.
-func (pl *pulling) resolve(ctx context.Context, name string) (image registry.Image, err error) {
-	end := pl.recorder.Begin(events.Resolve, "")
-	defer func() { end(err) }()
-	for tries := 1; ; tries++ {
-		image, err = pl.registry.Resolve(ctx, name, "")
-		var answered *registry.Error
-		if err == nil || !errors.As(err, &answered) || !answered.Temporary || tries == imagepull.DefaultTries {
-			return image, err
-		}
-		timer := time.NewTimer(max(answered.RetryAfter, time.Duration(tries)*imagepull.DefaultRetryDelay/2))
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return image, context.Cause(ctx)
-		}
-	}
 }
 
 // draw writes the timeline; the file is either whole or not there.
@@ -191,26 +166,12 @@ func (pl *pulling) draw(name string) error {
 	return nil
 }
 
-// timeline has all layers of the image, from the bottom up. Those that the
-// puller said nothing about were in the store.
+// timeline has the layers from the bottom up, and not in the order of events.
 func (pl *pulling) timeline() timeline.Timeline {
-	t := pl.recorder.Timeline()
-	seen := make(map[digest.Digest]timeline.Layer, len(t.Layers))
-	for _, l := range t.Layers {
-		seen[l.ChainID] = l
-	}
-	image := pl.registry.last()
-	if image.Manifest == "" || t.Err != "" {
-		return t
-	}
-	t.Image, t.Manifest, t.Layers = cmp.Or(t.Image, image.Reference), image.Manifest, nil
-	for _, l := range image.Layers {
-		one, ok := seen[l.ChainID]
-		if !ok {
-			one = timeline.Layer{ChainID: l.ChainID, Blob: l.Digest, Size: l.Size, Cached: true}
-		}
-		t.Layers = append(t.Layers, one)
-	}
+	t, image := pl.recorder.Timeline(), pl.registry.last()
+	t.Layers = slices.SortedStableFunc(slices.Values(t.Layers), func(a, b timeline.Layer) int {
+		return image.Find(a.ChainID) - image.Find(b.ChainID)
+	})
 	return t
 }
 

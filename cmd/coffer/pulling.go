@@ -140,8 +140,7 @@ func (f *pullFlags) registryOptions(getenv func(string) string, ref registry.Ref
 	return options, nil
 }
 
-// rememberingRegistry keeps the image that was resolved, so that it is not asked
-// for twice and can be reported.
+// rememberingRegistry keeps the image that was resolved, for the report.
 type rememberingRegistry struct {
 	*registry.Client
 
@@ -150,9 +149,6 @@ type rememberingRegistry struct {
 }
 
 func (r *rememberingRegistry) Resolve(ctx context.Context, ref string, manifest digest.Digest) (registry.Image, error) {
-	if image := r.last(); manifest != "" && image.Manifest == manifest {
-		return image, nil
-	}
 	image, err := r.Client.Resolve(ctx, ref, manifest)
 	if err == nil {
 		r.mu.Lock()

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -114,6 +115,8 @@ func (p *pullProgress) bar(e imagepull.Event) {
 		b.SetCurrent(min(e.Bytes, e.Total-1)) // complete is for what is committed
 	case e.State == events.Start:
 		b.state.Store(string(e.Stage))
+	case errors.Is(e.Err, events.ErrAborted):
+		b.state.Store("stopped") // it begins again, or close ends it
 	case e.Err != nil && e.State == events.End:
 		b.ended = true
 		b.state.Store(string(e.Stage) + " failed")
