@@ -151,7 +151,7 @@ func newEnvStore(t *testing.T, root string, stall time.Duration, kept store.Opti
 	if err != nil {
 		t.Fatal(err)
 	}
-	opts := imagepull.Options{RetryDelay: time.Millisecond, Scratch: filepath.Join(root, "scratch")}
+	opts := imagepull.Options{Tries: 4, RetryDelay: time.Millisecond, Scratch: filepath.Join(root, "scratch")}
 	if edit != nil {
 		edit(&opts)
 	}

@@ -14,7 +14,7 @@ import (
 // The defaults of Options.
 const (
 	DefaultMaxDownloads    = 6
-	DefaultTries           = 4
+	DefaultTries           = 6
 	DefaultRetryDelay      = time.Second
 	DefaultVerdictLifetime = time.Minute
 )
@@ -46,7 +46,8 @@ type Options struct {
 	// MaxUnpacks.
 	MaxUnpacksPerImage int
 	// Tries is how often a request is made that fails for a passing reason
-	// without 1 MiB of progress; 0 means DefaultTries.
+	// without 1 MiB of progress; 0 means DefaultTries. With the default pauses
+	// between them that is about half a minute.
 	Tries int
 	// RetryDelay is the first pause before another try, about; it doubles each
 	// time, up to 30 s, and is varied at random by half. A registry that names

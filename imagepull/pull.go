@@ -249,7 +249,7 @@ func (p *Puller) run(ctx context.Context, pl *pull) {
 		err = p.failure(pl)
 	}
 	event.State, event.Err, event.Manifest, event.Took = progress.End, err, pl.image.Manifest, time.Since(began)
-	log := p.opts.Logger.With("image", pl.key.name, "manifest", pl.image.Manifest, "stage", StagePull, "layers", len(pl.layers), "took", event.Took)
+	log := p.opts.Logger.With("image", pl.key.name, "manifest", pl.image.Manifest, "stage", StagePull, "layers", len(pl.layers), "seconds", event.Took.Seconds())
 	if err != nil {
 		log.WarnContext(ctx, "pull ended", "err", err)
 	} else {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/coffer-cc/coffer/cmd/internal/daemon"
+	"github.com/coffer-cc/coffer/imagepull"
 	"github.com/coffer-cc/coffer/imagepull/decompress"
 	"github.com/coffer-cc/coffer/imagepull/unpack"
 )
@@ -90,6 +91,7 @@ type RegistryConfig struct {
 	CAFiles            []string        `toml:"ca_files"`
 	CertsDir           string          `toml:"certs_dir"`
 	StallTimeout       daemon.Duration `toml:"stall_timeout"`
+	Tries              int             `toml:"tries"`
 	Platform           string          `toml:"platform"`
 	Proxy              struct {
 		HTTP            string `toml:"http"`
@@ -125,6 +127,7 @@ func Default() Config {
 	c.Policy.MaxStale = daemon.Duration(30 * time.Minute)
 	c.Registry.CredentialsRefresh = daemon.Duration(10 * time.Minute)
 	c.Registry.StallTimeout = daemon.Duration(time.Minute)
+	c.Registry.Tries = imagepull.DefaultTries
 	c.Registry.Insecure = []string{}
 	c.Registry.CAFiles = []string{}
 	c.Log.Level = "info"
@@ -197,8 +200,8 @@ func (c Config) Validate() error {
 	if c.Policy.Image == "" && c.Policy.Signatures != "" {
 		return errors.New("policy.signatures: given without policy.image")
 	}
-	if c.Registry.StallTimeout <= 0 || c.Registry.CredentialsRefresh <= 0 {
-		return errors.New("registry.stall_timeout and registry.credentials_refresh: must be more than 0")
+	if c.Registry.StallTimeout <= 0 || c.Registry.CredentialsRefresh <= 0 || c.Registry.Tries <= 0 {
+		return errors.New("registry.stall_timeout, registry.credentials_refresh and registry.tries: must be more than 0")
 	}
 	if i := slices.IndexFunc(c.Registry.Insecure, func(s string) bool { return s == "" || strings.Contains(s, "/") }); i >= 0 {
 		return fmt.Errorf("registry.insecure: %q is not host[:port]", c.Registry.Insecure[i])

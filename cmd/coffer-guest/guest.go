@@ -81,7 +81,7 @@ func newGuest(ctx context.Context, conf Config, log *slog.Logger) (_ *guest, err
 	}
 	hub := cdh.NewHub(keys, cdh.Options{})
 	g.closers = append(g.closers, func() error { hub.Close(); return nil })
-	puller, err := g.puller(conf, hub)
+	puller, err := g.puller(ctx, conf, hub)
 	if err != nil {
 		return nil, err
 	}
@@ -139,7 +139,7 @@ func (g *guest) keyService(conf Config, evidence kbs.EvidenceSource) (keyService
 }
 
 // puller makes what pulls, and with it the store and the registry's client.
-func (g *guest) puller(conf Config, hub *cdh.Hub) (*imagepull.Puller, error) {
+func (g *guest) puller(ctx context.Context, conf Config, hub *cdh.Hub) (*imagepull.Puller, error) {
 	options, err := registryOptions(conf, hub, g.log)
 	if err != nil {
 		return nil, err
@@ -149,7 +149,7 @@ func (g *guest) puller(conf Config, hub *cdh.Hub) (*imagepull.Puller, error) {
 		return nil, fmt.Errorf("registry: %w", err)
 	}
 	g.closers = append(g.closers, func() error { client.Close(); return nil })
-	allowed, err := imagePolicy(conf, client, hub, g.log)
+	allowed, err := imagePolicy(ctx, conf, client, hub, g.log)
 	if err != nil {
 		return nil, err
 	}
@@ -169,6 +169,7 @@ func (g *guest) puller(conf Config, hub *cdh.Hub) (*imagepull.Puller, error) {
 		MaxDownloadsPerImage: conf.Image.PerImage.MaxDownloads,
 		MaxUnpacks:           conf.Image.MaxUnpacks,
 		MaxUnpacksPerImage:   conf.Image.PerImage.MaxUnpacks,
+		Tries:                conf.Registry.Tries,
 		VerifyBeforeUnpack:   conf.Image.VerifyFirst,
 		Unpack: unpack.Options{
 			MaxEntries:  conf.Image.Limits.MaxEntries,

@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -23,8 +24,14 @@ func (v verifier) Verify(ctx context.Context, name string, manifest, index diges
 	return v.Verifier.Verify(ctx, policy.Image{Name: name, Manifest: manifest, Index: index})
 }
 
-// imagePolicy is nil where every image may be used. It reads nothing yet.
-func imagePolicy(conf Config, signatures policy.Source, resources cdh.ResourceGetter, log *slog.Logger) (imagepull.ImagePolicy, error) {
+// isFile tells what can be read at the start from a resource of the KBS.
+func isFile(uri string) bool {
+	return !strings.HasPrefix(uri, "kbs:") && !strings.HasPrefix(uri, "kbs+")
+}
+
+// imagePolicy is nil where every image may be used. Files are read, so that a
+// bad one is an error at the start; resources of the KBS are not asked for yet.
+func imagePolicy(ctx context.Context, conf Config, signatures policy.Source, resources cdh.ResourceGetter, log *slog.Logger) (imagepull.ImagePolicy, error) {
 	if conf.Policy.Image == "" {
 		return nil, nil
 	}
@@ -36,11 +43,21 @@ func imagePolicy(conf Config, signatures policy.Source, resources cdh.ResourceGe
 	if err != nil {
 		return nil, fmt.Errorf("policy.image: %w", err)
 	}
+	if isFile(conf.Policy.Image) {
+		if _, err := loader.Policy(ctx); err != nil {
+			return nil, fmt.Errorf("policy.image: %w", err)
+		}
+	}
 	opts := policy.Options{Refresh: refresh, Logger: log}
 	if conf.Policy.Signatures != "" {
-		if opts.Lookaside, err = policy.NewLookasideLoader(conf.Policy.Signatures, resources, refresh); err != nil {
+		stores, err := policy.NewLookasideLoader(conf.Policy.Signatures, resources, refresh)
+		if err == nil && isFile(conf.Policy.Signatures) {
+			_, err = stores.Lookaside(ctx)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("policy.signatures: %w", err)
 		}
+		opts.Lookaside = stores
 	}
 	return verifier{policy.NewVerifier(loader, signatures, resources, opts)}, nil
 }

@@ -70,7 +70,7 @@ func credentials(r RegistryConfig, config *registryconf.Config, resources cdh.Re
 		opts.Helpers = slices.DeleteFunc(slices.Clone(config.CredentialHelpers), func(s string) bool { return s == registryconf.AuthFile })
 	}
 	fetch := func(ctx context.Context) ([]byte, error) { return resources.GetResource(ctx, r.Credentials) }
-	if !strings.HasPrefix(r.Credentials, "kbs:") && !strings.HasPrefix(r.Credentials, "kbs+") {
+	if isFile(r.Credentials) {
 		fetch = func(context.Context) ([]byte, error) {
 			if r.Credentials == "" {
 				return []byte("{}"), nil

@@ -97,7 +97,8 @@ func TestBadFiles(t *testing.T) {
 		"registry.ca_files: ":          func(c *Config) { c.Registry.CAFiles = []string{filepath.Join(dir, "none")} },
 		"registry.platform: ":          func(c *Config) { c.Registry.Platform = "linux" },
 		"policy.image: ":               func(c *Config) { c.Policy.Image = "http://policy" },
-		"policy.signatures: ":          func(c *Config) { c.Policy.Image, c.Policy.Signatures = bad, "relative" },
+		"policy.image: " + bad:         func(c *Config) { c.Policy.Image = bad },
+		"policy.signatures: ":          func(c *Config) { c.Policy.Image, c.Policy.Signatures = "kbs:///a/b/c", "relative" },
 		"metrics.address: ":            func(c *Config) { c.Metrics.Address = "256.0.0.1:1" },
 	} {
 		c := Default()

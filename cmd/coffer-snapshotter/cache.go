@@ -77,7 +77,8 @@ func parseAddress(s string) (a address, err error) {
 		return address{network: "vsock", port: uint32(port)}, nil
 	}
 	s = strings.TrimPrefix(s, "tcp://")
-	if _, port, err := net.SplitHostPort(s); err != nil || port == "" || strings.Contains(s, "/") {
+	_, port, err := net.SplitHostPort(s)
+	if _, perr := strconv.ParseUint(port, 10, 16); err != nil || perr != nil || strings.Contains(s, "/") {
 		return a, bad
 	}
 	return address{network: "tcp", host: s}, nil

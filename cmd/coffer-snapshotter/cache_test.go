@@ -152,6 +152,71 @@ func TestGuestsPullThroughTheCache(t *testing.T) {
 	}
 }
 
+// A cache whose disk has changed under it, so that it lies, and one whose
+// registry lies, cost a guest one retry at the registry.
+func TestLyingCache(t *testing.T) {
+	t.Parallel()
+	r := imagetest.New(t)
+	p := r.Push(t, "a/b:1", imagetest.Image{Layers: []imagetest.Layer{{Random: 1 << 20}, {Random: 1 << 20}}})
+	c := Default().Cache
+	c.Address, c.Root, c.Registries = freePort(t), t.TempDir(), []string{"http://" + r.Host()}
+	b, err := startCache(t.Context(), c, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := b.close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	// read is what a puller does with a layer: it goes on where it was, and asks
+	// elsewhere after wrong bytes.
+	read := func(client *registry.Client, i int) (tries int) {
+		l := p.Layers[i]
+		var got []byte
+		for tries = 1; tries < 10; tries++ {
+			body, err := client.Fetch(t.Context(), p.Reference, l.Descriptor, int64(len(got)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			part, err := io.ReadAll(body)
+			_ = body.Close()
+			got = append(got, part...)
+			if bytes.Equal(got, l.Blob) {
+				return tries
+			}
+			if err != nil {
+				continue
+			}
+			if got = nil; !client.Reject(p.Reference, l.Digest) {
+				t.Fatal("there is no other place to ask")
+			}
+		}
+		return tries
+	}
+	if tries := read(guest(t, c.Address, r), 0); tries != 1 {
+		t.Errorf("through a good cache: %d tries", tries)
+	}
+	file := filepath.Join(c.Root, "blobs", "sha256", fmt.Sprintf("%s.%d", p.Layers[0].Digest.Encoded(), p.Layers[0].Size))
+	lie := bytes.Clone(p.Layers[0].Blob)
+	lie[1000] ^= 1
+	if err := os.WriteFile(file, lie, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if tries := read(guest(t, c.Address, r), 0); tries != 2 {
+		t.Errorf("through a cache that lies: %d tries", tries)
+	}
+	d := p.Layers[1].Digest.String()
+	r.Fail(d, imagetest.Fault{Times: 1, Edit: func(b []byte) []byte { b[1000] ^= 1; return b }})
+	// Cut before its end, the rest from the registry, wrong, all from there.
+	if tries := read(guest(t, c.Address, r), 1); tries > 3 {
+		t.Errorf("through a cache of a registry that lies: %d tries", tries)
+	}
+	if n := len(r.Requests(d)); n > 3 {
+		t.Errorf("the registry was asked %d times", n)
+	}
+}
+
 func scrapeMetrics(t *testing.T, url string) string {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)

@@ -21,6 +21,8 @@ func inFlags(err error) error {
 		return nil
 	}
 	text := strings.NewReplacer(
+		"does it speak plain HTTP, if it is asked so?", "does it speak plain HTTP, as registries of this machine are asked? Else name it with --https HOST",
+		`set the TEE to "sample"`, "name it with --attester sample",
 		"in [registry] credentials of coffer-guest's configuration", "with --credentials FILE",
 		"to [registry] insecure of coffer-guest's configuration", "with --plain-http HOST",
 		"add its CA to [registry] ca_files", "name a folder that has it with --certs-dir",

@@ -73,7 +73,12 @@ func (p *process) newKeySource(flags *keySourceFlags, recorder *timeline.Recorde
 	}
 	tee, err := attester.Detect(flags.tee, attester.Options{})
 	if err != nil {
-		return nil, fmt.Errorf("--attester: %w", err)
+		err = fmt.Errorf("--attester: %w", err)
+		if flags.tee != attester.Auto {
+			return nil, err
+		}
+		s.hub = cdh.NewHub(unattested{err}, cdh.Options{}) // nothing may be encrypted
+		return s, nil
 	}
 	s.client, err = kbs.NewClient(url, seenEvidence{attester.NewAgent(tee), recorder}, options)
 	if err != nil {
@@ -128,6 +133,11 @@ func (s *keySource) close() error {
 	}
 	return s.client.Close()
 }
+
+// unattested has no resources, since this machine cannot attest.
+type unattested struct{ reason error }
+
+func (u unattested) GetResource(context.Context, string) ([]byte, error) { return nil, u.reason }
 
 // seenResources tells the recorder when the service is asked for a key, which is
 // when it attests.

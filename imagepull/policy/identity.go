@@ -121,6 +121,9 @@ func (id identity) check(image name, signed string) error {
 	case remapIdentity:
 		good = repoDigestOrExact(id.remap(image), s)
 	}
+	if !good && s.bare() && image.repository == s.repository {
+		return fmt.Errorf("it is for %q without tag and digest, as cosign signs: %s does not accept that, matchRepository does", clip(signed, 200), id.kind)
+	}
 	if !good {
 		return fmt.Errorf("it is for %q, which %s does not accept", clip(signed, 200), id.kind)
 	}

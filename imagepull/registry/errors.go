@@ -155,6 +155,10 @@ func (a asked) refused(status int, retryAfter time.Duration, detail string) *Err
 		e = a.fail(errdefs.ErrUnavailable, "too many requests%s", detail).advise("try again later, or set credentials with a higher limit")
 	case status == http.StatusRequestTimeout || status >= 500:
 		e = a.fail(errdefs.ErrUnavailable, "%s%s", statusText(status), detail).advise("try again later")
+	case status == http.StatusBadRequest:
+		// So answers a server with TLS that is spoken to without.
+		e = a.fail(errdefs.ErrUnknown, "unexpected answer %s%s", statusText(status), detail).
+			advise("is this an OCI registry, and does it speak plain HTTP, if it is asked so?")
 	default:
 		e = a.fail(errdefs.ErrUnknown, "unexpected answer %s%s", statusText(status), detail).advise("is this an OCI registry?")
 	}

@@ -143,7 +143,7 @@ func parseConfig(body []byte, layers []ocispec.Descriptor, want ocispec.Platform
 		return config, nil, fmt.Errorf("config is not JSON of the OCI form: %w", errdefs.ErrInvalidArgument)
 	}
 	if match(config.Platform, want) == 0 && (config.OS != "" || config.Architecture != "") {
-		return config, nil, fmt.Errorf("image is for %s, this machine is %s: %w",
+		return config, nil, fmt.Errorf("image is for %s, wanted is %s: %w",
 			clip(platformName(config.Platform), 100), platformName(want), errdefs.ErrInvalidArgument)
 	}
 	ids := config.RootFS.DiffIDs

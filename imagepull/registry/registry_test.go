@@ -98,7 +98,7 @@ func TestResolveRefuses(t *testing.T) {
 	}{
 		"other platform": {
 			imagetest.Image{Layers: layers, Platform: ocispec.Platform{OS: "linux", Architecture: "s390x"}},
-			errdefs.IsInvalidArgument, "image is for linux/s390x, this machine is linux/",
+			errdefs.IsInvalidArgument, "image is for linux/s390x, wanted is linux/",
 		},
 		"fewer diff ids": {
 			imagetest.Image{Layers: layers, EditConfig: func(c *ocispec.Image) { c.RootFS.DiffIDs = c.RootFS.DiffIDs[:1] }},

@@ -29,6 +29,7 @@ work_dir = %q
 
 [registry]
 insecure = [%q]
+tries = 4
 
 [log]
 level = "debug"
