@@ -38,12 +38,17 @@ func (j *job) log() *slog.Logger {
 	return j.p.opts.Logger.With("image", j.pl.key.name, "layer", j.layer.Digest)
 }
 
-// event tells a state of a stage; edit adds to it.
-func (j *job) event(stage Stage, state progress.State, edit func(*Event)) {
-	e := Event{
+// about is the event of a state of a stage.
+func (j *job) about(stage Stage, state progress.State) Event {
+	return Event{
 		Image: j.pl.key.name, Manifest: j.pl.image.Manifest, Layer: j.layer.ChainID, Blob: j.layer.Digest,
 		Stage: stage, State: state, Total: j.layer.Size,
 	}
+}
+
+// event tells a state of a stage; edit adds to it.
+func (j *job) event(stage Stage, state progress.State, edit func(*Event)) {
+	e := j.about(stage, state)
 	if edit != nil {
 		edit(&e)
 	}

@@ -98,7 +98,10 @@ func (j *job) fetch(ctx context.Context, fetched func()) *fetchReader {
 	tell := func(offset int64) {
 		added := offset - told
 		told, next = offset, offset+progressBytes
-		j.event(StageFetch, progress.Update, func(e *Event) { e.Bytes, e.Added = offset, added })
+		// By value: what there is one of for each MiB must not allocate.
+		e := j.about(StageFetch, progress.Update)
+		e.Bytes, e.Added = offset, added
+		j.p.emit(e)
 	}
 	f := &fetchReader{
 		ctx: ctx, size: j.layer.Size, short: -1, retries: j.retries(StageFetch),
