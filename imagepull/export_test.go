@@ -18,3 +18,10 @@ func (p *Puller) Rest() string {
 	}
 	return ""
 }
+
+// taken is how many places are in use.
+func (p *places) taken() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.inside
+}

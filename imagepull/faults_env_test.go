@@ -18,6 +18,7 @@ import (
 	"github.com/coffer-cc/coffer/imagepull"
 	"github.com/coffer-cc/coffer/imagepull/imagetest"
 	"github.com/coffer-cc/coffer/imagepull/registry"
+	"github.com/coffer-cc/coffer/imagepull/registry/login"
 	"github.com/coffer-cc/coffer/imagepull/store"
 )
 
@@ -46,8 +47,8 @@ func newFaultEnv(t *testing.T, r *imagetest.Registry, keys *keyring, setup fault
 	}
 	if l != nil {
 		r.RequireLogin(l)
-		login := fmt.Sprintf(`{"auths":{%q:{"username":%q,"password":%q}}}`, r.Host(), l.User, l.Password)
-		credentials, err := registry.ParseCredentials([]byte(login))
+		config := fmt.Sprintf(`{"auths":{%q:{"username":%q,"password":%q}}}`, r.Host(), l.User, l.Password)
+		credentials, err := login.Parse([]byte(config), login.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -126,10 +126,3 @@ func (p *places) leave(s *share) {
 		}
 	}
 }
-
-// taken is how many places are in use.
-func (p *places) taken() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.inside
-}

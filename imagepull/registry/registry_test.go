@@ -23,6 +23,7 @@ import (
 
 	"github.com/coffer-cc/coffer/imagepull/imagetest"
 	"github.com/coffer-cc/coffer/imagepull/registry"
+	"github.com/coffer-cc/coffer/imagepull/registry/login"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -188,7 +189,7 @@ func TestCredentials(t *testing.T) {
 			for key, ok := range map[string]bool{
 				"": false, r.Host(): true, "http://" + r.Host() + "/v2/": true, r.Host() + "/a": true, r.Host() + "/a/b": true, r.Host() + "/c": false, "elsewhere": false,
 			} {
-				creds, err := registry.ParseCredentials(fmt.Appendf(nil, `{"auths":{%q:{"auth":%q}}}`, key, base64.StdEncoding.EncodeToString([]byte("u:p:w\n"))))
+				creds, err := login.Parse(fmt.Appendf(nil, `{"auths":{%q:{"auth":%q}}}`, key, base64.StdEncoding.EncodeToString([]byte("u:p:w\n"))), login.Options{})
 				if err != nil {
 					t.Fatal(err)
 				}
