@@ -64,7 +64,11 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 		if err := s.checkParents(snap); err != nil {
 			return nil, fmt.Errorf("mounts of snapshot %s: %w", key, err)
 		}
-		return s.mounts(snap), nil
+		mounts, err := s.mounts(snap)
+		if err != nil {
+			return nil, fmt.Errorf("mounts of snapshot %s: %w", key, err)
+		}
+		return mounts, nil
 	})
 }
 
@@ -92,14 +96,17 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 }
 
 func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, parent string, opts []snapshots.Opt) ([]mount.Mount, error) {
-	var snap storage.Snapshot
-	err := s.ms.WithTransaction(ctx, true, func(ctx context.Context) (err error) {
-		snap, err = storage.CreateSnapshot(ctx, kind, key, parent, opts...)
+	var mounts []mount.Mount
+	err := s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
+		snap, err := storage.CreateSnapshot(ctx, kind, key, parent, opts...)
 		if err != nil {
 			return err
 		}
 		if err := s.checkParents(snap); err != nil {
 			return err
+		}
+		if mounts, err = s.mounts(snap); err != nil {
+			return err // before anything is made
 		}
 		_, info, _, err := storage.GetInfo(ctx, key)
 		if err != nil {
@@ -110,7 +117,7 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 	if err != nil {
 		return nil, fmt.Errorf("create snapshot %s: %w", key, err)
 	}
-	return s.mounts(snap), nil
+	return mounts, nil
 }
 
 // makeDir makes the folder of a new snapshot and fills it, inside its
@@ -190,15 +197,17 @@ func (s *Snapshotter) checkParents(snap storage.Snapshot) error {
 	return nil
 }
 
-func (s *Snapshotter) mounts(snap storage.Snapshot) []mount.Mount {
-	snap.ParentIDs = s.visible(snap.ParentIDs)
+func (s *Snapshotter) mounts(snap storage.Snapshot) (_ []mount.Mount, err error) {
+	if snap.ParentIDs, err = s.visible(snap.ParentIDs); err != nil {
+		return nil, err
+	}
 	switch {
 	case len(snap.ParentIDs) == 0 && snap.Kind == snapshots.KindView:
-		return bind(s.upper(snap.ID), "ro")
+		return bind(s.upper(snap.ID), "ro"), nil
 	case len(snap.ParentIDs) == 0:
-		return bind(s.upper(snap.ID), "rw")
+		return bind(s.upper(snap.ID), "rw"), nil
 	case len(snap.ParentIDs) == 1 && snap.Kind == snapshots.KindView:
-		return bind(s.upper(snap.ParentIDs[0]), "ro")
+		return bind(s.upper(snap.ParentIDs[0]), "ro"), nil
 	}
 	var options []string
 	if snap.Kind == snapshots.KindActive {
@@ -211,21 +220,24 @@ func (s *Snapshotter) mounts(snap storage.Snapshot) []mount.Mount {
 		lower[i] = s.upper(id)
 	}
 	options = append(options, "lowerdir="+strings.Join(lower, ":"))
-	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: append(options, s.overlayOptions...)}}
+	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: append(options, s.overlayOptions...)}}, nil
 }
 
 // visible are the parents, top first, down to the first whose root directory is
 // opaque. Overlayfs itself does not look at a root's mark and would show what
 // that layer hides.
-func (s *Snapshotter) visible(ids []string) []string {
+func (s *Snapshotter) visible(ids []string) ([]string, error) {
 	for i, id := range ids {
-		// A mark that cannot be read is none: checkParents has the errors.
 		mark, err := sysx.Getxattr(s.upper(id), "trusted.overlay.opaque")
-		if err == nil && string(mark) == "y" {
-			return ids[:i+1]
+		switch {
+		case errors.Is(err, syscall.ENODATA), errors.Is(err, syscall.ENOTSUP):
+		case err != nil:
+			return nil, fmt.Errorf("mark of parent %s: %w", s.upper(id), err)
+		case string(mark) == "y":
+			return ids[:i+1], nil
 		}
 	}
-	return ids
+	return ids, nil
 }
 
 func bind(source, mode string) []mount.Mount {
