@@ -63,30 +63,47 @@ func (l *layer) removeDir(d *dir) error {
 
 // removeFiles removes the files in a directory that has no others.
 func (l *layer) removeFiles(d *dir) error {
+	for {
+		removed, err := l.sweepFiles(d)
+		if err != nil || removed == 0 {
+			return err
+		}
+	}
+}
+
+// sweepFiles goes through a directory once and removes the files that it comes
+// by. There may be more, as removing files may move those that are left.
+func (l *layer) sweepFiles(d *dir) (removed int, err error) {
 	fd, err := l.open.descriptor(d)
 	if err != nil {
-		return err
+		return 0, err
+	}
+	if _, err := unix.Seek(fd, 0, io.SeekStart); err != nil {
+		return 0, failed("lseek", err)
 	}
 	for {
 		if err := l.src.ctx.Err(); err != nil {
+			return removed, err
+		}
+		var n int
+		err := again(func() (err error) {
+			n, err = unix.ReadDirent(fd, l.buf)
 			return err
-		}
-		// From the start, as removing files may move those that are left.
-		if _, err := unix.Seek(fd, 0, io.SeekStart); err != nil {
-			return failed("lseek", err)
-		}
-		n, err := unix.ReadDirent(fd, l.buf)
+		})
 		if err != nil {
-			return failed("getdents64", err)
+			return removed, failed("getdents64", err)
 		}
+		if n == 0 {
+			return removed, nil
+		}
+		// No names is not the end: a signal cuts what is read short, and may
+		// leave "." and ".." alone.
 		_, _, names := unix.ParseDirent(l.buf[:n], -1, nil)
-		if len(names) == 0 {
-			return nil
-		}
 		for _, name := range names {
 			if err := l.removeFile(d, name); err != nil {
-				return err
+				return removed, err
 			}
+			removed++
 		}
 	}
 }
