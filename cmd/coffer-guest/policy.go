@@ -15,6 +15,7 @@ import (
 	"github.com/coffer-cc/coffer/cdh"
 	"github.com/coffer-cc/coffer/imagepull"
 	"github.com/coffer-cc/coffer/imagepull/policy"
+	"github.com/coffer-cc/coffer/imagepull/registry"
 )
 
 // verifier is the key owner's policy as the puller asks for it.
@@ -31,7 +32,7 @@ func isFile(uri string) bool {
 
 // imagePolicy is nil where every image may be used. Files are read, so that a
 // bad one is an error at the start; resources of the KBS are not asked for yet.
-func imagePolicy(ctx context.Context, conf Config, signatures policy.Source, resources cdh.ResourceGetter, log *slog.Logger) (imagepull.ImagePolicy, error) {
+func imagePolicy(ctx context.Context, conf Config, signatures *registry.Client, resources cdh.ResourceGetter, log *slog.Logger) (imagepull.ImagePolicy, error) {
 	if conf.Policy.Image == "" {
 		return nil, nil
 	}
@@ -48,7 +49,7 @@ func imagePolicy(ctx context.Context, conf Config, signatures policy.Source, res
 			return nil, fmt.Errorf("policy.image: %w", err)
 		}
 	}
-	opts := policy.Options{Refresh: refresh, Logger: log}
+	opts := policy.Options{Refresh: refresh, HTTP: signatures.HTTP(), Logger: log}
 	if conf.Policy.Signatures != "" {
 		stores, err := policy.NewLookasideLoader(conf.Policy.Signatures, resources, refresh)
 		if err == nil && isFile(conf.Policy.Signatures) {

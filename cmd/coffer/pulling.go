@@ -174,7 +174,7 @@ func (p imagePolicy) Verify(ctx context.Context, name string, manifest, index di
 
 // newImagePolicy reads a policy from a file, or from the key broker service when
 // it is first asked.
-func newImagePolicy(ctx context.Context, flags *pullFlags, src policy.Source, keys *keySource) (imagepull.ImagePolicy, error) {
+func newImagePolicy(ctx context.Context, flags *pullFlags, src *registry.Client, keys *keySource) (imagepull.ImagePolicy, error) {
 	var resources policy.ResourceGetter
 	if keys.hub != nil {
 		resources = keys.hub
@@ -188,7 +188,7 @@ func newImagePolicy(ctx context.Context, flags *pullFlags, src policy.Source, ke
 			return nil, fmt.Errorf("--policy: %w", err)
 		}
 	}
-	var opts policy.Options
+	opts := policy.Options{HTTP: src.HTTP()}
 	if flags.signatures != "" {
 		stores, err := policy.NewLookasideLoader(documentURI(flags.signatures), resources, policy.Refresh{})
 		if err != nil {

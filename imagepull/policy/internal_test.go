@@ -135,3 +135,39 @@ func FuzzSimple(f *testing.F) {
 		}
 	})
 }
+
+// TestBusyStore: a store that is at fault for a while is asked again, and one
+// that refuses is not.
+func TestBusyStore(t *testing.T) {
+	t.Parallel()
+	for status, tries := range map[int]int32{
+		http.StatusServiceUnavailable: storeTries, http.StatusTooManyRequests: storeTries,
+		http.StatusForbidden: 1, http.StatusNotFound: 1,
+	} {
+		var asked, failing atomic.Int32
+		failing.Store(100)
+		server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			if asked.Add(1) <= failing.Load() {
+				w.WriteHeader(status)
+				return
+			}
+			_, _ = w.Write([]byte("signature"))
+		}))
+		defer server.Close()
+		v := NewVerifier(&Policy{}, nil, nil, Options{HTTP: server.Client()})
+		v.pause = time.Millisecond
+		e := &evaluation{Verifier: v}
+		u, err := url.Parse(server.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := e.readSignature(t.Context(), u); err == nil || asked.Load() != tries {
+			t.Errorf("%d: asked %d times, want %d; %v", status, asked.Load(), tries, err)
+		}
+		asked.Store(0)
+		failing.Store(tries - 1)
+		if b, err := e.readSignature(t.Context(), u); err != nil || string(b) != "signature" {
+			t.Errorf("%d, then well: %q, %v", status, b, err)
+		}
+	}
+}

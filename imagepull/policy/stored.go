@@ -14,6 +14,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 )
@@ -23,6 +24,9 @@ const (
 	maxSignatures = 128
 	maxSignature  = 64 << 10
 	storeTimeout  = 30 * time.Second
+	// storeTries is how often a store is asked that cannot be reached, that says
+	// that it is at fault, or that is busy.
+	storeTries = 4
 )
 
 // stored is a simple signature, not checked.
@@ -90,11 +94,20 @@ func (e *evaluation) readSignature(ctx context.Context, u *url.URL) ([]byte, err
 		defer f.Close()
 		return readLimited(f)
 	}
+	pace := backoff.NewExponentialBackOff()
+	pace.InitialInterval = e.pause
+	return backoff.Retry(ctx, func() ([]byte, error) { return e.fetchSignature(ctx, u) },
+		backoff.WithBackOff(pace), backoff.WithMaxTries(storeTries), backoff.WithMaxElapsedTime(0))
+}
+
+// fetchSignature asks an HTTPS store once. What no second try would change is a
+// permanent error to backoff.
+func (e *evaluation) fetchSignature(ctx context.Context, u *url.URL) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
-		return nil, fmt.Errorf("not a URL: %w", errdefs.ErrInvalidArgument)
+		return nil, backoff.Permanent(fmt.Errorf("not a URL: %w", errdefs.ErrInvalidArgument))
 	}
 	resp, err := e.http.Do(req)
 	if err != nil {
@@ -102,24 +115,34 @@ func (e *evaluation) readSignature(ctx context.Context, u *url.URL) ([]byte, err
 		if errors.As(err, &wrapped) {
 			err = wrapped.Err // the URL is named once already
 		}
-		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
+		err = fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
+		if errors.Is(err, errRedirected) {
+			err = backoff.Permanent(err)
+		}
+		return nil, err
 	}
 	defer resp.Body.Close()
 	switch resp.StatusCode {
 	case http.StatusOK:
 		return readLimited(resp.Body)
 	case http.StatusNotFound:
-		return nil, errdefs.ErrNotFound
+		return nil, backoff.Permanent(errdefs.ErrNotFound)
 	}
-	return nil, fmt.Errorf("the store answered %s: %w", resp.Status, errdefs.ErrUnavailable)
+	err = fmt.Errorf("the store answered %s: %w", resp.Status, errdefs.ErrUnavailable)
+	if resp.StatusCode < http.StatusInternalServerError && resp.StatusCode != http.StatusTooManyRequests {
+		err = backoff.Permanent(err)
+	}
+	return nil, err
 }
+
+var errRedirected = errors.New("redirected to something other than HTTPS, or too often")
 
 // onlyHTTPS keeps a store from sending the guest to anything else: whoever is
 // on the way could then choose the signatures that it gets to see.
 func onlyHTTPS(req *http.Request, via []*http.Request) error {
 	const most = 10
 	if req.URL.Scheme != "https" || len(via) >= most {
-		return errors.New("redirected to something other than HTTPS, or too often")
+		return errRedirected
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -59,7 +60,7 @@ type Options struct {
 	// Lookaside configures the stores of simple signatures; nil is none.
 	Lookaside LookasideProvider
 	// HTTP asks HTTPS stores; nil means a client with the system's roots and no
-	// proxy, which follows redirects to HTTPS alone.
+	// proxy. Redirects are followed to HTTPS alone, whatever its own rule.
 	HTTP *http.Client
 	// Logger tells of decisions; nil discards.
 	Logger *slog.Logger
@@ -72,6 +73,7 @@ type Verifier struct {
 	docs      *documents
 	lookaside LookasideProvider
 	http      *http.Client
+	pause     time.Duration // before a store is asked for the second time
 	now       func() time.Time
 	log       *slog.Logger
 }
@@ -82,15 +84,15 @@ type Verifier struct {
 func NewVerifier(p Provider, src Source, resources ResourceGetter, opts Options) *Verifier {
 	v := &Verifier{
 		policy: p, source: src, docs: newDocuments(resources, opts.Refresh),
-		lookaside: opts.Lookaside, http: opts.HTTP, log: opts.Logger,
+		lookaside: opts.Lookaside, log: opts.Logger,
 	}
-	v.now = v.docs.now
-	if v.http == nil {
-		v.http = &http.Client{
-			Transport:     &http.Transport{TLSHandshakeTimeout: storeTimeout, IdleConnTimeout: storeTimeout},
-			CheckRedirect: onlyHTTPS,
-		}
+	v.now, v.pause = v.docs.now, backoff.DefaultInitialInterval
+	web := http.Client{Transport: &http.Transport{TLSHandshakeTimeout: storeTimeout, IdleConnTimeout: storeTimeout}}
+	if opts.HTTP != nil {
+		web = *opts.HTTP
 	}
+	web.CheckRedirect = onlyHTTPS
+	v.http = &web
 	if v.log == nil {
 		v.log = slog.New(slog.DiscardHandler)
 	}

@@ -114,5 +114,10 @@ func NewClient(opts Options) (*Client, error) {
 	return c, nil
 }
 
+// HTTP is a client for servers that stand beside registries, such as stores of
+// signatures: with the same proxies, certificates and stall timeout, but without
+// any registry's login.
+func (c *Client) HTTP() *http.Client { return &http.Client{Transport: c.router} }
+
 // Close closes idle connections. Requests that run are not touched.
 func (c *Client) Close() { c.router.closeIdle() }

@@ -244,6 +244,12 @@ func TestProxy(t *testing.T) {
 		t.Errorf("no_proxy was asked through the proxy: %q", handler.asked)
 	}
 	handler.mu.Unlock()
+	// What stands beside registries is asked the same way.
+	resp, err := c.HTTP().Get("https://example.com/v2/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
 	c.Close()
 
 	opts.Proxy.HTTPS = "http://u:wrong@" + host
