@@ -4,7 +4,8 @@
 // Coffer is the publisher's tool: it encrypts container images, shows whom an
 // image is encrypted for, and administers the key broker service.
 //
-// Exit codes: 0 done, 1 failed, 2 wrong usage. An error is one line on stderr.
+// Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted by a signal. An error
+// is one line on stderr.
 package main
 
 import (
@@ -20,8 +21,9 @@ import (
 )
 
 const (
-	exitFailure = 1
-	exitUsage   = 2
+	exitFailure     = 1
+	exitUsage       = 2
+	exitInterrupted = 130 // as shells say it
 )
 
 func main() {
@@ -53,8 +55,11 @@ func (p *process) run(ctx context.Context, args []string) int {
 	}
 	fmt.Fprintf(p.stderr, "coffer: %s\n", text)
 	var usage usageError
-	if errors.As(err, &usage) {
+	switch {
+	case errors.As(err, &usage):
 		return exitUsage
+	case ctx.Err() != nil:
+		return exitInterrupted
 	}
 	return exitFailure
 }

@@ -319,7 +319,7 @@ func TestInterrupt(t *testing.T) {
 		t.Fatal(err)
 	}
 	err := cmd.Wait()
-	if cmd.ProcessState.ExitCode() != exitFailure || !strings.HasPrefix(stderr.String(), "coffer: interrupt signal received; ") {
+	if cmd.ProcessState.ExitCode() != exitInterrupted || !strings.HasPrefix(stderr.String(), "coffer: interrupt signal received; ") {
 		t.Errorf("%v, stderr %q", err, stderr.String())
 	}
 	if left, err := os.ReadDir(temp); err != nil || len(left) > 0 {

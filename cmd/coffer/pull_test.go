@@ -242,10 +242,43 @@ func TestPullJSON(t *testing.T) {
 	if b, err := os.ReadFile(filepath.Join(bundle, "rootfs", "new")); err != nil || string(b) != "new" {
 		t.Errorf("%q, %v", b, err)
 	}
+	imageCommands(t, root, got)
 	for range 2 { // the second time there is nothing to do
 		if out, err := coffer(t.Context(), "bundle", "remove", bundle, "--root", root).CombinedOutput(); err != nil || len(out) > 0 {
 			t.Errorf("%v: %s", err, out)
 		}
+	}
+	out, err = coffer(t.Context(), "image", "remove", w.encrypted.Reference, "--root", root).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "3 layers") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if left, err := os.ReadDir(filepath.Join(root, "layers")); err != nil || len(left) > 0 {
+		t.Errorf("%v, %v are left", left, err)
+	}
+}
+
+// imageCommands sees a pulled image, whose bundle is there, in the list.
+func imageCommands(t *testing.T, root string, pulled pullReport) {
+	t.Helper()
+	out, err := coffer(t.Context(), "image", "list", "--root", root, "--json").Output()
+	var images []imageReport
+	if err == nil {
+		err = json.Unmarshal(out, &images)
+	}
+	if err != nil || len(images) != 1 || images[0].Manifest != pulled.Manifest || !images[0].InUse || images[0].Size <= 0 || len(images[0].Layers) != len(pulled.Layers) {
+		t.Errorf("%v: %s", err, out)
+	}
+	out, err = coffer(t.Context(), "image", "list", "--root", root).Output()
+	if err != nil || !strings.Contains(string(out), pulled.Manifest.Encoded()[:12]) || !strings.Contains(string(out), "yes") {
+		t.Errorf("%v: %s", err, out)
+	}
+	out, err = coffer(t.Context(), "image", "remove", pulled.Manifest.Encoded()[:12], "--root", root).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "in use") {
+		t.Errorf("an image in use: %v: %s", err, out)
+	}
+	out, err = coffer(t.Context(), "image", "remove", "none.example/a:b", "--root", root).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "not in the store") {
+		t.Errorf("no such image: %v: %s", err, out)
 	}
 }
 
@@ -269,7 +302,7 @@ func TestPullInterrupt(t *testing.T) {
 		t.Fatal(err)
 	}
 	err := cmd.Wait()
-	if cmd.ProcessState.ExitCode() != exitFailure || !strings.Contains(stderr.String(), "interrupt") || strings.Count(stderr.String(), "\n") != 1 || stdout.Len() > 0 {
+	if cmd.ProcessState.ExitCode() != exitInterrupted || !strings.Contains(stderr.String(), "interrupt") || strings.Count(stderr.String(), "\n") != 1 || stdout.Len() > 0 {
 		t.Errorf("%v, stdout %q, stderr %q", err, stdout.String(), stderr.String())
 	}
 	for _, name := range []string{filepath.Join(root, "staging"), filepath.Join(root, scratchDir), bundle} {
