@@ -47,6 +47,7 @@ text{font:12px ui-sans-serif,system-ui,"Segoe UI",Roboto,"DejaVu Sans",sans-seri
 .took,.note{fill:#64748b;font-size:11px}
 .took{text-anchor:end}
 .note{font-style:italic}
+.before{text-anchor:end}
 .tick{text-anchor:middle;fill:#64748b;font-size:11px}
 .total{fill:#0f172a;font-weight:600}
 .paper{fill:#ffffff;stroke:#e2e8f0}

@@ -132,6 +132,9 @@ func (p *picture) all() []Span {
 	return all
 }
 
+// noteWidth is about the width of a letter of a note.
+const noteWidth = 5.6
+
 // row is a label and the spans beside it.
 func (p *picture) row(label, measure string, spans []Span, note string) {
 	stack := lanes(spans)
@@ -160,6 +163,8 @@ func (p *picture) row(label, measure string, spans []Span, note string) {
 		}
 	}
 	switch {
+	case note != "" && p.x(last)+8+noteWidth*float64(len(note)) > width-margin:
+		p.text("note before", p.x(first)-8, middle, note)
 	case note != "":
 		p.text("note", p.x(last)+8, middle, note)
 	case len(stack) > 0:

@@ -95,6 +95,22 @@ func pulled() *script {
 	return s
 }
 
+// cached is a pull of layers that are all there, which the end of the picture
+// leaves no room to say.
+func cached() *script {
+	s := newScript()
+	s.at(0, progress.Event{Stage: progress.Pull, State: progress.Start})
+	s.stage(progress.Resolve, 0, 28, nil)
+	for i, name := range []string{"a", "b"} {
+		e := progress.Event{Stage: progress.Commit, State: progress.Start, Layer: digest.FromString(name), Blob: digest.FromString("blob " + name), Total: 3_400_000}
+		s.at(28+i, e)
+		e.State, e.Cached = progress.End, true
+		s.at(29+i, e)
+	}
+	s.at(30, progress.Event{Stage: progress.Pull, State: progress.End})
+	return s
+}
+
 // failed is a pull whose second layer is forged, with texts that would be
 // markup if they were not escaped.
 func failed() *script {
@@ -114,7 +130,7 @@ func failed() *script {
 func TestSVG(t *testing.T) {
 	t.Parallel()
 	empty := &script{}
-	for name, s := range map[string]*script{"pulled": pulled(), "failed": failed(), "empty": empty} {
+	for name, s := range map[string]*script{"pulled": pulled(), "failed": failed(), "cached": cached(), "empty": empty} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			var got bytes.Buffer
