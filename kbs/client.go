@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/coffer-cc/coffer/kbs/rcar"
 	"github.com/coffer-cc/coffer/kbs/resource"
 	"github.com/containerd/errdefs"
 )
@@ -24,6 +25,8 @@ const (
 	// maxResource bounds the JWE of a resource. What a guest can pass on over
 	// ttrpc is about half of it.
 	maxResource = 8 << 20
+	// initDataFormat is the only one that services read.
+	initDataFormat = "toml"
 )
 
 // EvidenceSource is this machine's attester.
@@ -41,6 +44,10 @@ type ClientOptions struct {
 	// Deadline bounds each call, its retries and the handshake it may need
 	// included; 0 means 15 seconds.
 	Deadline time.Duration
+	// InitData is the text of the init-data that this TEE was launched with, in
+	// TOML, which each attestation carries, so that the service's policies see
+	// it. The service holds it against the evidence. Empty sends none.
+	InitData string
 	// Logger is used for handshakes; nil discards.
 	Logger *slog.Logger
 }
@@ -50,9 +57,10 @@ type ClientOptions struct {
 // wait for a token share one handshake. It is safe for concurrent use.
 type Client struct {
 	*transport
-	source EvidenceSource
-	log    *slog.Logger
-	flying sync.WaitGroup
+	source   EvidenceSource
+	initData *rcar.InitData // nil if there is none
+	log      *slog.Logger
+	flying   sync.WaitGroup
 
 	mu     sync.Mutex
 	closed bool
@@ -87,7 +95,11 @@ func NewClient(url string, src EvidenceSource, opts ClientOptions) (*Client, err
 	if t.plain {
 		opts.Logger.Warn("kbs is reached without TLS: anyone on the way can see the evidence and use the token", "url", t.base)
 	}
-	return &Client{transport: t, source: src, log: opts.Logger}, nil
+	c := &Client{transport: t, source: src, log: opts.Logger}
+	if opts.InitData != "" {
+		c.initData = &rcar.InitData{Format: initDataFormat, Body: opts.InitData}
+	}
+	return c, nil
 }
 
 // Close ends handshakes under way and waits for them. Calls that need one then

@@ -48,7 +48,7 @@ func (c *Client) handshake(ctx context.Context) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	token, err := c.attest(ctx, jar, rcar.Attestation{RuntimeData: runtime, Evidence: evidence})
+	token, err := c.attest(ctx, jar, rcar.Attestation{InitData: c.initData, RuntimeData: runtime, Evidence: evidence})
 	if err != nil {
 		return nil, err
 	}

@@ -113,10 +113,19 @@ func (s *service) ExtendRuntimeMeasurement(ctx context.Context, req *api.ExtendR
 	return &api.ExtendRuntimeMeasurementResponse{Result: result}, nil
 }
 
-// BindInitData is not offered.
-func (s *service) BindInitData(ctx context.Context, _ *api.BindInitDataRequest) (*api.BindInitDataResponse, error) {
-	return nil, s.refuse(ctx, "BindInitData", fmt.Errorf("%w: init-data is not bound by this agent; "+
-		"bind it when the TEE is launched", errdefs.ErrNotImplemented))
+// BindInitData answers whether the TEE was launched with init-data of the
+// request's digest. What a TEE was launched with cannot be bound later.
+func (s *service) BindInitData(ctx context.Context, req *api.BindInitDataRequest) (*api.BindInitDataResponse, error) {
+	holder, ok := s.evidence.(interface {
+		CheckInitData(ctx context.Context, digest []byte) error
+	})
+	if !ok {
+		return nil, s.refuse(ctx, "BindInitData", fmt.Errorf("%w: no TEE that could hold init-data", errdefs.ErrNotImplemented))
+	}
+	if err := holder.CheckInitData(ctx, req.GetDigest()); err != nil {
+		return nil, s.refuse(ctx, "BindInitData", err)
+	}
+	return &api.BindInitDataResponse{}, nil
 }
 
 // GetTeeType returns the TEE's name.

@@ -169,7 +169,27 @@ func TestBindInitData(t *testing.T) {
 	t.Parallel()
 	client := dial(t, sampleAgent(), tokens{}, service.Options{})
 	_, err := client.BindInitData(t.Context(), &api.BindInitDataRequest{Digest: []byte("d")})
-	wantStatus(t, err, codes.Unimplemented, "init-data")
+	wantStatus(t, err, codes.Unimplemented, "TEE sample has no field")
+
+	client = dial(t, launched{sampleAgent(), []byte("digest")}, tokens{}, service.Options{})
+	if _, err := client.BindInitData(t.Context(), &api.BindInitDataRequest{Digest: []byte("digest")}); err != nil {
+		t.Error(err)
+	}
+	_, err = client.BindInitData(t.Context(), &api.BindInitDataRequest{Digest: []byte("another")})
+	wantStatus(t, err, codes.PermissionDenied, "launched with another")
+}
+
+// launched is an agent whose TEE was launched with init-data of a digest.
+type launched struct {
+	service.EvidenceSource
+	digest []byte
+}
+
+func (l launched) CheckInitData(_ context.Context, digest []byte) error {
+	if !bytes.Equal(digest, l.digest) {
+		return fmt.Errorf("launched with another: %w", errdefs.ErrPermissionDenied)
+	}
+	return nil
 }
 
 func wantStatus(t *testing.T, err error, code codes.Code, text string) {

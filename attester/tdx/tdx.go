@@ -45,7 +45,7 @@ type Options struct {
 	// TSM is the configfs-TSM tree. Nil means the kernel's.
 	TSM configfsi.Client
 	// OpenDevice opens the TDX guest device, which is asked where TSM has no
-	// TDX provider. Nil means /dev/tdx_guest.
+	// TDX provider, or Measurements no MRCONFIGID. Nil means /dev/tdx_guest.
 	OpenDevice func() (client.Device, error)
 	// EventLog is the file of the boot event log. Empty means the ACPI CCEL
 	// table. A file that is absent or not readable means no event log.
@@ -60,35 +60,35 @@ type Attester struct {
 	eventLog     string
 	entries      func() ([]byte, error) // of the runtime log; nil without one
 	measurements Measurements
+	openDevice   func() (client.Device, error)
 }
 
 // Open finds the machine's TDX interface. The error is NotFound where there is
 // none, and says what was looked for.
 func Open(opts Options) (*Attester, error) {
-	a := &Attester{eventLog: opts.EventLog, measurements: opts.Measurements}
+	a := &Attester{eventLog: opts.EventLog, measurements: opts.Measurements, openDevice: opts.OpenDevice}
 	if a.eventLog == "" {
 		a.eventLog = defaultEventLog
 	}
 	if a.measurements == nil {
 		a.measurements = sysfs{measurementsDir}
 	}
+	if a.openDevice == nil {
+		a.openDevice = openKernelDevice
+	}
 	tsm, tsmErr := openTSM(opts.TSM)
 	if tsmErr == nil {
 		a.quote = func(d [evidence.MaxReportData]byte) ([]byte, error) { return quoteByTSM(tsm, d) }
 		return a, nil
 	}
-	open := opts.OpenDevice
-	if open == nil {
-		open = openKernelDevice
-	}
-	device, deviceErr := open()
+	device, deviceErr := a.openDevice()
 	if deviceErr != nil {
 		return nil, fmt.Errorf("%w: no TDX interface: %w; %w", errdefs.ErrNotFound, tsmErr, deviceErr)
 	}
 	if err := device.Close(); err != nil {
 		return nil, fmt.Errorf("close TDX guest device: %w", err)
 	}
-	a.quote = func(d [evidence.MaxReportData]byte) ([]byte, error) { return quoteByDevice(open, d) }
+	a.quote = func(d [evidence.MaxReportData]byte) ([]byte, error) { return quoteByDevice(a.openDevice, d) }
 	return a, nil
 }
 

@@ -30,7 +30,8 @@ var defaultConfig string
 // registry or a work directory of its own. What each key means is in
 // default.toml.
 type Config struct {
-	Sockets struct {
+	InitData string `toml:"initdata"`
+	Sockets  struct {
 		LayerPuller      string `toml:"layer_puller"`
 		CDH              string `toml:"cdh"`
 		AttestationAgent string `toml:"attestation_agent"`
@@ -40,37 +41,9 @@ type Config struct {
 		Measure  string `toml:"measure"`
 		EventLog string `toml:"event_log"`
 	} `toml:"attester"`
-	KBS struct {
-		URL    string `toml:"url"`
-		CAFile string `toml:"ca_file"`
-	} `toml:"kbs"`
-	Image struct {
-		WorkDir      string `toml:"work_dir"`
-		MaxDownloads int    `toml:"max_downloads"`
-		MaxUnpacks   int    `toml:"max_unpacks"`
-		VerifyFirst  bool   `toml:"verify_before_unpack"`
-		PerImage     struct {
-			MaxDownloads int `toml:"max_downloads"`
-			MaxUnpacks   int `toml:"max_unpacks"`
-		} `toml:"per_image"`
-		Keep struct {
-			MaxBytes int64           `toml:"max_bytes"`
-			MaxAge   daemon.Duration `toml:"max_age"`
-		} `toml:"keep"`
-		Limits struct {
-			MaxEntries  int64 `toml:"max_entries"`
-			MaxBytes    int64 `toml:"max_bytes"`
-			MaxMetadata int64 `toml:"max_metadata"`
-			MaxRatio    int64 `toml:"max_ratio"`
-			Compression int64 `toml:"max_compression_ratio"`
-		} `toml:"limits"`
-	} `toml:"image"`
-	Policy struct {
-		Image      string          `toml:"image"`
-		Signatures string          `toml:"signatures"`
-		Refresh    daemon.Duration `toml:"refresh"`
-		MaxStale   daemon.Duration `toml:"max_stale"`
-	} `toml:"policy"`
+	KBS      KBSConfig      `toml:"kbs"`
+	Image    ImageConfig    `toml:"image"`
+	Policy   PolicyConfig   `toml:"policy"`
 	Registry RegistryConfig `toml:"registry"`
 	Metrics  struct {
 		Address string `toml:"address"`
@@ -80,6 +53,43 @@ type Config struct {
 	} `toml:"log"`
 }
 
+// KBSConfig says which Key Broker Service is asked.
+type KBSConfig struct {
+	URL    string `toml:"url"`
+	CAFile string `toml:"ca_file"`
+}
+
+// ImageConfig says where and how images are unpacked.
+type ImageConfig struct {
+	WorkDir      string `toml:"work_dir"`
+	MaxDownloads int    `toml:"max_downloads"`
+	MaxUnpacks   int    `toml:"max_unpacks"`
+	VerifyFirst  bool   `toml:"verify_before_unpack"`
+	PerImage     struct {
+		MaxDownloads int `toml:"max_downloads"`
+		MaxUnpacks   int `toml:"max_unpacks"`
+	} `toml:"per_image"`
+	Keep struct {
+		MaxBytes int64           `toml:"max_bytes"`
+		MaxAge   daemon.Duration `toml:"max_age"`
+	} `toml:"keep"`
+	Limits struct {
+		MaxEntries  int64 `toml:"max_entries"`
+		MaxBytes    int64 `toml:"max_bytes"`
+		MaxMetadata int64 `toml:"max_metadata"`
+		MaxRatio    int64 `toml:"max_ratio"`
+		Compression int64 `toml:"max_compression_ratio"`
+	} `toml:"limits"`
+}
+
+// PolicyConfig says which images may be used.
+type PolicyConfig struct {
+	Image      string          `toml:"image"`
+	Signatures string          `toml:"signatures"`
+	Refresh    daemon.Duration `toml:"refresh"`
+	MaxStale   daemon.Duration `toml:"max_stale"`
+}
+
 // RegistryConfig says how registries are spoken to. What they serve is checked
 // against digests and policy whatever it says.
 type RegistryConfig struct {
@@ -87,6 +97,7 @@ type RegistryConfig struct {
 	CredentialsRefresh daemon.Duration `toml:"credentials_refresh"`
 	CredentialPrograms bool            `toml:"credential_programs"`
 	ConfigFile         string          `toml:"config_file"`
+	Cache              string          `toml:"cache"`
 	Insecure           []string        `toml:"insecure"`
 	CAFiles            []string        `toml:"ca_files"`
 	CertsDir           string          `toml:"certs_dir"`
@@ -158,6 +169,9 @@ func loadConfig(path string) (Config, error) {
 // Validate checks what can be checked without looking at the machine. The
 // error begins with the key that is wrong.
 func (c Config) Validate() error {
+	if c.InitData != "" && !filepath.IsAbs(c.InitData) {
+		return fmt.Errorf("initdata: %q is not an absolute path", c.InitData)
+	}
 	sockets := map[string]string{}
 	for _, s := range []struct{ key, value string }{
 		{"sockets.layer_puller", c.Sockets.LayerPuller},

@@ -4,11 +4,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/coffer-cc/coffer/attester"
+	"github.com/coffer-cc/coffer/attester/initdata"
 	aaservice "github.com/coffer-cc/coffer/attester/service"
 	"github.com/coffer-cc/coffer/cdh"
 	cdhservice "github.com/coffer-cc/coffer/cdh/service"
@@ -33,9 +34,11 @@ import (
 // guest is everything wired together.
 type guest struct {
 	log       *slog.Logger
+	detect    detector
 	endpoints []*endpoint
 	layers    *store.Store
 	metrics   *metrics.Metrics
+	initData  *initdata.Document // what the TEE was launched with; nil without
 	anyImage  bool               // there is no image policy
 	measurer  imagepull.Measurer // nil where pulls are not measured
 	scrape    *scrape            // nil if nobody may
@@ -49,10 +52,18 @@ type keyService interface {
 	aaservice.TokenSource
 }
 
+// detector finds the TEE by name, as attester.Detect does.
+type detector func(name string, opts attester.Options) (attester.Attester, error)
+
 // newGuest listens on the sockets first and then builds what answers on them.
 // It does no network I/O. On an error nothing stays behind.
-func newGuest(ctx context.Context, conf Config, log *slog.Logger) (_ *guest, err error) {
-	g := &guest{log: log}
+func newGuest(ctx context.Context, conf Config, log *slog.Logger) (*guest, error) {
+	return newGuestOn(ctx, conf, attester.Detect, log)
+}
+
+// newGuestOn is newGuest on a machine where detect finds the TEE.
+func newGuestOn(ctx context.Context, conf Config, detect detector, log *slog.Logger) (_ *guest, err error) {
+	g := &guest{log: log, detect: detect}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, g.close())
@@ -73,6 +84,12 @@ func newGuest(ctx context.Context, conf Config, log *slog.Logger) (_ *guest, err
 
 	evidence, err := g.attester(ctx, conf)
 	if err != nil {
+		return nil, err
+	}
+	if conf, err = g.bind(ctx, conf, evidence); err != nil {
+		return nil, err
+	}
+	if err := g.openEventLog(ctx, conf, evidence); err != nil {
 		return nil, err
 	}
 	keys, err := g.keyService(conf, evidence)
@@ -101,16 +118,12 @@ func newGuest(ctx context.Context, conf Config, log *slog.Logger) (_ *guest, err
 // attester finds the TEE. A TEE that the configuration names must be there;
 // where it names none, a machine without any still pulls plain images.
 func (g *guest) attester(ctx context.Context, conf Config) (aaservice.EvidenceSource, error) {
-	a, err := attester.Detect(conf.Attester.TEE, attester.Options{Logger: g.log})
+	a, err := g.detect(conf.Attester.TEE, attester.Options{Logger: g.log})
 	if err == nil {
-		agent := attester.NewAgent(a)
-		return agent, g.eventLog(ctx, conf, agent)
+		return attester.NewAgent(a), nil
 	}
 	if conf.Attester.TEE != attester.Auto {
 		return nil, fmt.Errorf("attester.tee: %w", err)
-	}
-	if conf.Attester.Measure == measureRequired {
-		return nil, fmt.Errorf("attester.measure: %q, but there is no TEE: %w", measureRequired, err)
 	}
 	g.log.WarnContext(ctx, "this machine is no TEE: encrypted images will be refused", "err", err)
 	return unable{reason: precondition(fmt.Sprintf("this machine cannot attest: %v", err))}, nil
@@ -123,11 +136,15 @@ func (g *guest) keyService(conf Config, evidence kbs.EvidenceSource) (keyService
 	var ca []byte
 	if conf.KBS.CAFile != "" {
 		var err error
-		if ca, err = os.ReadFile(conf.KBS.CAFile); err != nil {
+		if ca, err = (sources{initData: g.initData}).read(conf.KBS.CAFile); err != nil {
 			return nil, fmt.Errorf("kbs.ca_file: %w", err)
 		}
 	}
-	client, err := kbs.NewClient(conf.KBS.URL, evidence, kbs.ClientOptions{CA: ca, Logger: g.log})
+	opts := kbs.ClientOptions{CA: ca, Logger: g.log}
+	if g.initData != nil {
+		opts.InitData = g.initData.Text()
+	}
+	client, err := kbs.NewClient(conf.KBS.URL, evidence, opts)
 	if err != nil {
 		return nil, fmt.Errorf("kbs.url: %w", err)
 	}
@@ -140,7 +157,8 @@ func (g *guest) keyService(conf Config, evidence kbs.EvidenceSource) (keyService
 
 // puller makes what pulls, and with it the store and the registry's client.
 func (g *guest) puller(ctx context.Context, conf Config, hub *cdh.Hub) (*imagepull.Puller, error) {
-	options, err := registryOptions(conf, hub, g.log)
+	named := sources{initData: g.initData, kbs: hub}
+	options, err := registryOptions(ctx, conf, named, g.log)
 	if err != nil {
 		return nil, err
 	}
@@ -149,7 +167,7 @@ func (g *guest) puller(ctx context.Context, conf Config, hub *cdh.Hub) (*imagepu
 		return nil, fmt.Errorf("registry: %w", err)
 	}
 	g.closers = append(g.closers, func() error { client.Close(); return nil })
-	allowed, err := imagePolicy(ctx, conf, client, hub, g.log)
+	allowed, err := imagePolicy(ctx, conf, client, named, g.log)
 	if err != nil {
 		return nil, err
 	}
@@ -167,7 +185,7 @@ func (g *guest) puller(ctx context.Context, conf Config, hub *cdh.Hub) (*imagepu
 		Measure:              g.measurer,
 		MaxDownloads:         conf.Image.MaxDownloads,
 		MaxDownloadsPerImage: conf.Image.PerImage.MaxDownloads,
-		MaxUnpacks:           conf.Image.MaxUnpacks,
+		MaxUnpacks:           cmp.Or(conf.Image.MaxUnpacks, imagepull.DefaultMaxUnpacks()),
 		MaxUnpacksPerImage:   conf.Image.PerImage.MaxUnpacks,
 		Tries:                conf.Registry.Tries,
 		VerifyBeforeUnpack:   conf.Image.VerifyFirst,
@@ -191,11 +209,11 @@ func (g *guest) puller(ctx context.Context, conf Config, hub *cdh.Hub) (*imagepu
 
 // serve answers until ctx ends. Requests under way are then cancelled.
 func (g *guest) serve(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
+	sweeping, cancel := context.WithCancel(ctx)
 	sweeper := make(chan struct{})
 	go func() {
 		defer close(sweeper)
-		g.layers.Run(ctx)
+		g.layers.Run(sweeping)
 	}()
 	defer func() {
 		cancel()

@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"go.uber.org/goleak"
 
+	"github.com/coffer-cc/coffer/attester"
 	"github.com/coffer-cc/coffer/imagepull/imagetest"
 	pullservice "github.com/coffer-cc/coffer/imagepull/service"
 	"github.com/coffer-cc/coffer/kbs/kbstest"
@@ -43,6 +44,11 @@ type running struct {
 
 func startGuest(t *testing.T, edit func(*Config)) *running {
 	t.Helper()
+	return startGuestOn(t, attester.Detect, edit)
+}
+
+func startGuestOn(t *testing.T, detect detector, edit func(*Config)) *running {
+	t.Helper()
 	dir := t.TempDir()
 	conf := Default()
 	conf.Sockets.LayerPuller = filepath.Join(dir, "run", "guest.sock")
@@ -52,7 +58,7 @@ func startGuest(t *testing.T, edit func(*Config)) *running {
 	conf.Image.WorkDir = filepath.Join(dir, "images")
 	edit(&conf)
 	ctx, cancel := context.WithCancel(t.Context())
-	g, err := newGuest(ctx, conf, slog.New(slog.DiscardHandler))
+	g, err := newGuestOn(ctx, conf, detect, slog.New(slog.DiscardHandler))
 	if err != nil {
 		cancel()
 		t.Fatal(err)
@@ -243,7 +249,7 @@ func checkNothingStaged(t *testing.T, conf Config) {
 // attests nothing.
 func TestNoTEE(t *testing.T) {
 	t.Parallel()
-	g := &guest{log: slog.New(slog.DiscardHandler)}
+	g := &guest{log: slog.New(slog.DiscardHandler), detect: attester.Detect}
 	conf := Default()
 	source, err := g.attester(t.Context(), conf)
 	if _, isTEE := source.(unable); err != nil || !isTEE {

@@ -25,6 +25,8 @@ import (
 const usage = `usage: coffer-guest [-c FILE]       serve until SIGTERM; without -c, FILE is
                                     ` + defaultConfigPath + ` if it exists
        coffer-guest config default  print the default configuration
+       coffer-guest initdata FILE   check an init-data and print what a TEE must
+                                    be launched with
        coffer-guest version         print the version
 `
 
@@ -49,6 +51,8 @@ func run(ctx context.Context, args []string) error {
 	case len(rest) == 2 && rest[0] == "config" && rest[1] == "default":
 		_, err := fmt.Fprint(os.Stdout, defaultConfig)
 		return err
+	case len(rest) == 2 && rest[0] == "initdata":
+		return describeInitData(os.Stdout, rest[1])
 	case len(rest) == 1 && rest[0] == "version":
 		_, err := fmt.Fprintln(os.Stdout, version())
 		return err
@@ -64,9 +68,6 @@ func serve(ctx context.Context, path string) error {
 	log, err := daemon.Logger(conf.Log.Level)
 	if err != nil {
 		return err
-	}
-	if conf.Image.MaxUnpacks == 0 {
-		conf.Image.MaxUnpacks = imagepull.DefaultMaxUnpacks()
 	}
 	if os.Getenv("GOGC") == "" && os.Getenv("GOMEMLIMIT") == "" {
 		imagepull.BoundGarbage()

@@ -11,6 +11,7 @@ import (
 
 	"github.com/coffer-cc/coffer/attester"
 	"github.com/coffer-cc/coffer/attester/eventlog"
+	aaservice "github.com/coffer-cc/coffer/attester/service"
 )
 
 // The event of a pull, as verifiers know it.
@@ -19,10 +20,17 @@ const (
 	eventOperation = "PullImage"
 )
 
-// eventLog begins the log of runtime events, where the TEE can have one. Pulls
-// are measured where it is open.
-func (g *guest) eventLog(ctx context.Context, conf Config, agent *attester.Agent) error {
+// openEventLog begins the log of runtime events, where the TEE can have one.
+// Pulls are measured where it is open.
+func (g *guest) openEventLog(ctx context.Context, conf Config, tee aaservice.EvidenceSource) error {
 	if conf.Attester.Measure == measureOff {
+		return nil
+	}
+	agent, ok := tee.(*attester.Agent)
+	if !ok {
+		if conf.Attester.Measure == measureRequired {
+			return fmt.Errorf("attester.measure: %q, but there is no TEE: %w", measureRequired, errdefs.ErrFailedPrecondition)
+		}
 		return nil
 	}
 	err := agent.OpenEventLog(conf.Attester.EventLog)

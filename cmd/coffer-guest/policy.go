@@ -7,13 +7,13 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
 	"github.com/coffer-cc/coffer/cdh"
 	"github.com/coffer-cc/coffer/imagepull"
+	"github.com/coffer-cc/coffer/imagepull/document"
 	"github.com/coffer-cc/coffer/imagepull/policy"
 	"github.com/coffer-cc/coffer/imagepull/registry"
 )
@@ -25,26 +25,27 @@ func (v verifier) Verify(ctx context.Context, name string, manifest, index diges
 	return v.Verifier.Verify(ctx, policy.Image{Name: name, Manifest: manifest, Index: index})
 }
 
-// isFile tells what can be read at the start from a resource of the KBS.
-func isFile(uri string) bool {
-	return !strings.HasPrefix(uri, "kbs:") && !strings.HasPrefix(uri, "kbs+")
+// refreshOf says how long what the configuration names by URI stays good.
+func refreshOf(p PolicyConfig) document.Refresh {
+	r := document.Refresh{Every: time.Duration(p.Refresh), MaxStale: time.Duration(p.MaxStale)}
+	if r.MaxStale == 0 {
+		r.MaxStale = -1 // to the package 0 is its default
+	}
+	return r
 }
 
-// imagePolicy is nil where every image may be used. Files are read, so that a
-// bad one is an error at the start; resources of the KBS are not asked for yet.
+// imagePolicy is nil where every image may be used. Files and entries
+// of the init-data are read, so that a bad one is an error at the start; resources of the KBS are not asked for yet.
 func imagePolicy(ctx context.Context, conf Config, signatures *registry.Client, resources cdh.ResourceGetter, log *slog.Logger) (imagepull.ImagePolicy, error) {
 	if conf.Policy.Image == "" {
 		return nil, nil
 	}
-	refresh := policy.Refresh{Every: time.Duration(conf.Policy.Refresh), MaxStale: time.Duration(conf.Policy.MaxStale)}
-	if refresh.MaxStale == 0 {
-		refresh.MaxStale = -1 // to the policy package 0 is its default
-	}
+	refresh := refreshOf(conf.Policy)
 	loader, err := policy.NewLoader(conf.Policy.Image, resources, refresh)
 	if err != nil {
 		return nil, fmt.Errorf("policy.image: %w", err)
 	}
-	if isFile(conf.Policy.Image) {
+	if isLocal(conf.Policy.Image) {
 		if _, err := loader.Policy(ctx); err != nil {
 			return nil, fmt.Errorf("policy.image: %w", err)
 		}
@@ -52,7 +53,7 @@ func imagePolicy(ctx context.Context, conf Config, signatures *registry.Client, 
 	opts := policy.Options{Refresh: refresh, HTTP: signatures.HTTP(), Logger: log}
 	if conf.Policy.Signatures != "" {
 		stores, err := policy.NewLookasideLoader(conf.Policy.Signatures, resources, refresh)
-		if err == nil && isFile(conf.Policy.Signatures) {
+		if err == nil && isLocal(conf.Policy.Signatures) {
 			_, err = stores.Lookaside(ctx)
 		}
 		if err != nil {

@@ -7,23 +7,24 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"os"
 	"slices"
-	"strings"
 	"time"
 
-	"github.com/coffer-cc/coffer/cdh"
+	"github.com/coffer-cc/coffer/imagepull/document"
 	"github.com/coffer-cc/coffer/imagepull/registry"
 	registryconf "github.com/coffer-cc/coffer/imagepull/registry/conf"
 	"github.com/coffer-cc/coffer/imagepull/registry/login"
 )
 
-// registryOptions reads the files that the configuration names, so that a bad
-// one is an error at the start. Resources of the KBS are not asked for yet.
-func registryOptions(conf Config, resources cdh.ResourceGetter, log *slog.Logger) (registry.Options, error) {
+// registryOptions reads the files and the entries of the init-data that the
+// configuration names, so that a bad one is an error at the start. Resources of
+// the KBS are not asked for yet.
+func registryOptions(ctx context.Context, conf Config, named sources, log *slog.Logger) (registry.Options, error) {
 	r := conf.Registry
 	o := registry.Options{
 		Insecure:     r.Insecure,
+		Cache:        r.Cache,
+		Logger:       log,
 		StallTimeout: time.Duration(r.StallTimeout),
 		Proxy:        registry.Proxy{HTTP: r.Proxy.HTTP, HTTPS: r.Proxy.HTTPS, NoProxy: r.Proxy.NoProxy, FromEnvironment: r.Proxy.FromEnvironment},
 		FindIndex:    conf.Policy.Image != "", // a signature may be the index's
@@ -35,7 +36,7 @@ func registryOptions(conf Config, resources cdh.ResourceGetter, log *slog.Logger
 		}
 	}
 	for _, path := range r.CAFiles {
-		pem, err := os.ReadFile(path)
+		pem, err := named.read(path)
 		if err != nil {
 			return o, fmt.Errorf("registry.ca_files: %w", err)
 		}
@@ -46,38 +47,40 @@ func registryOptions(conf Config, resources cdh.ResourceGetter, log *slog.Logger
 			return o, fmt.Errorf("registry.certs_dir: %w", err)
 		}
 	}
+	var config *registryconf.Config // as it is at the start, nil if that is not known
 	if r.ConfigFile != "" {
-		b, err := os.ReadFile(r.ConfigFile)
-		if err == nil {
-			o.Config, err = registryconf.Parse(b)
+		loader, err := document.NewLoader("registries configuration", r.ConfigFile, named, refreshOf(conf.Policy), registryconf.Parse)
+		if err == nil && isLocal(r.ConfigFile) {
+			config, err = loader.Load(ctx)
 		}
 		if err != nil {
-			return o, fmt.Errorf("registry.config_file: %s: %w", r.ConfigFile, err)
+			return o, fmt.Errorf("registry.config_file: %w", err)
 		}
+		o.ConfigSource = loader
 	}
 	if r.Credentials == "" && !r.CredentialPrograms {
 		return o, nil
 	}
-	o.Credentials, err = credentials(r, o.Config, resources, log)
+	o.Credentials, err = credentials(ctx, r, config, named, log)
 	return o, err
 }
 
 // credentials are the logins of a docker config.json, and what the programs
 // give that it and the registries configuration name.
-func credentials(r RegistryConfig, config *registryconf.Config, resources cdh.ResourceGetter, log *slog.Logger) (registry.CredentialSource, error) {
+func credentials(ctx context.Context, r RegistryConfig, config *registryconf.Config, named sources, log *slog.Logger) (registry.CredentialSource, error) {
 	opts := login.Options{Programs: r.CredentialPrograms}
 	if r.CredentialPrograms && config != nil {
 		opts.Helpers = slices.DeleteFunc(slices.Clone(config.CredentialHelpers), func(s string) bool { return s == registryconf.AuthFile })
 	}
-	fetch := func(ctx context.Context) ([]byte, error) { return resources.GetResource(ctx, r.Credentials) }
-	if isFile(r.Credentials) {
+	fetch := func(ctx context.Context) ([]byte, error) { return named.GetResource(ctx, r.Credentials) }
+	if isLocal(r.Credentials) {
 		fetch = func(context.Context) ([]byte, error) {
 			if r.Credentials == "" {
 				return []byte("{}"), nil
 			}
-			return os.ReadFile(strings.TrimPrefix(r.Credentials, "file://"))
+			return named.read(r.Credentials)
 		}
-		b, err := fetch(context.Background())
+		b, err := fetch(ctx)
 		if err == nil {
 			_, err = login.Parse(b, opts)
 		}

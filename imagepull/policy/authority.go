@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/coffer-cc/coffer/imagepull/document"
 	"github.com/coffer-cc/coffer/imagepull/policy/sigstore"
 )
 
@@ -90,7 +91,7 @@ func isCertificates(b []byte) error {
 // load sets what t trusts. An authority of the policy's own comes without a
 // certificate log; a trusted root brings its own, and then a promise of one is
 // required.
-func (r *fulcio) load(ctx context.Context, docs *documents, t *sigstore.Trust) error {
+func (r *fulcio) load(ctx context.Context, docs *document.Reader, t *sigstore.Trust) error {
 	t.Fulcio = &sigstore.Fulcio{Identity: r.identity}
 	if len(r.ca) > 0 {
 		chains, err := loadAll(ctx, docs, r.ca, sigstore.ParseCertificates)
@@ -107,7 +108,7 @@ func (r *fulcio) load(ctx context.Context, docs *documents, t *sigstore.Trust) e
 	return nil
 }
 
-func (r *fulcio) trustedRoot(ctx context.Context, docs *documents) (*sigstore.Root, error) {
+func (r *fulcio) trustedRoot(ctx context.Context, docs *document.Reader) (*sigstore.Root, error) {
 	if r.publicGood {
 		return sigstore.PublicGood()
 	}
@@ -145,7 +146,7 @@ func parsePKI(parent *fields, n *node) *pki {
 	return r
 }
 
-func (r *pki) load(ctx context.Context, docs *documents) (*sigstore.PKI, error) {
+func (r *pki) load(ctx context.Context, docs *document.Reader) (*sigstore.PKI, error) {
 	roots, err := loadAll(ctx, docs, r.roots, sigstore.ParseCertificates)
 	if err != nil {
 		return nil, err

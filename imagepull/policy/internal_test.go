@@ -4,60 +4,18 @@
 package policy
 
 import (
-	"context"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"os"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 )
-
-// slowAway is a KBS that cannot be reached, which it takes until release to
-// find out.
-type slowAway struct {
-	release chan struct{}
-	asked   atomic.Int64
-}
-
-func (s *slowAway) GetResource(context.Context, string) ([]byte, error) {
-	s.asked.Add(1)
-	<-s.release
-	return nil, errdefs.ErrUnavailable
-}
-
-// TestAwayIsFoundOutOnce: who waits for a read does not wait for one more.
-func TestAwayIsFoundOutOnce(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		kbs := &slowAway{release: make(chan struct{})}
-		docs := newDocuments(kbs, Refresh{})
-		var done sync.WaitGroup
-		for range 20 {
-			done.Go(func() {
-				if _, err := docs.get(t.Context(), "kbs:///a/b/c"); !errdefs.IsUnavailable(err) {
-					t.Error(err)
-				}
-			})
-		}
-		synctest.Wait() // one asks, the others wait
-		close(kbs.release)
-		done.Wait()
-		if n := kbs.asked.Load(); n != 1 {
-			t.Errorf("asked %d times", n)
-		}
-		if _, err := docs.get(t.Context(), "kbs:///a/b/c"); !errdefs.IsUnavailable(err) || kbs.asked.Load() != 2 {
-			t.Errorf("%v, asked %d times", err, kbs.asked.Load()) // who comes later asks again
-		}
-	})
-}
 
 // TestRedirects: a store leads nowhere but to HTTPS.
 func TestRedirects(t *testing.T) {

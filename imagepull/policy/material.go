@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/coffer-cc/coffer/imagepull/document"
 )
 
 // material is what a requirement needs to know, a key or a certificate: in
@@ -49,7 +51,7 @@ func parseMaterial(f *fields, stem string, check func([]byte) error, endings ...
 					err = check(m.data)
 				}
 			} else {
-				m.uri, err = v, checkURI(v)
+				m.uri, err = v, document.CheckURI(v)
 			}
 			if err != nil {
 				f.fail(name, "%w", err)
@@ -77,11 +79,11 @@ func decodeData(s string) ([]byte, error) {
 }
 
 // load returns the material's bytes.
-func (m material) load(ctx context.Context, docs *documents) ([]byte, error) {
+func (m material) load(ctx context.Context, docs *document.Reader) ([]byte, error) {
 	if m.uri == "" {
 		return bytes.Clone(m.data), nil
 	}
-	b, err := docs.get(ctx, m.uri)
+	b, err := docs.Get(ctx, m.uri)
 	if err != nil {
 		return nil, fmt.Errorf("%s cannot be read: %w", m.place, err)
 	}
@@ -90,7 +92,7 @@ func (m material) load(ctx context.Context, docs *documents) ([]byte, error) {
 
 // loadAll loads each and reads it with parse. What cannot be read is an
 // InvalidArgument error that names the place.
-func loadAll[T any](ctx context.Context, docs *documents, in []material, parse func([]byte) (T, error)) ([]T, error) {
+func loadAll[T any](ctx context.Context, docs *document.Reader, in []material, parse func([]byte) (T, error)) ([]T, error) {
 	var out []T
 	for _, m := range in {
 		b, err := m.load(ctx, docs)

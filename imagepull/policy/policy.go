@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 )
 
 // transportDocker is the only transport of policy.json that is about images in
@@ -18,6 +19,7 @@ const transportDocker = "docker"
 
 // Policy is a parsed policy.json. It is immutable and safe for concurrent use.
 type Policy struct {
+	document digest.Digest            // of what it was parsed from
 	fallback []requirement            // "default"
 	scopes   map[string][]requirement // of the docker transport
 }
@@ -40,7 +42,7 @@ func parse(b []byte) (*Policy, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Policy{scopes: map[string][]requirement{}}
+	p := &Policy{document: digest.FromBytes(b), scopes: map[string][]requirement{}}
 	f := root.fields()
 	if n := f.get("default"); n != nil {
 		if p.fallback, err = parseRequirements(n); err != nil {

@@ -17,6 +17,8 @@ type requirement interface {
 	kind() string
 	// check returns nil if it holds, else a *refusal or an error with a class.
 	check(ctx context.Context, e *evaluation) error
+	// materials are the keys and certificates that check may load.
+	materials() []material
 }
 
 // acceptAnything always holds.
@@ -24,11 +26,13 @@ type acceptAnything struct{}
 
 func (acceptAnything) kind() string                             { return "insecureAcceptAnything" }
 func (acceptAnything) check(context.Context, *evaluation) error { return nil }
+func (acceptAnything) materials() []material                    { return nil }
 
 // reject never holds.
 type reject struct{}
 
-func (reject) kind() string { return "reject" }
+func (reject) kind() string          { return "reject" }
+func (reject) materials() []material { return nil }
 
 func (reject) check(_ context.Context, e *evaluation) error {
 	return refused("pull an image that the policy allows, or let the key owner add a scope for it", "%s may not be pulled", e.image.name)
@@ -38,7 +42,8 @@ func (reject) check(_ context.Context, e *evaluation) error {
 // pins what may run, whoever signed it and whatever the host asks for.
 type digests struct{ allowed []digest.Digest }
 
-func (*digests) kind() string { return "digests" }
+func (*digests) kind() string          { return "digests" }
+func (*digests) materials() []material { return nil }
 
 func parseDigests(f *fields) *digests {
 	d := &digests{}

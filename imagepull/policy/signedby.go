@@ -24,7 +24,8 @@ type signedBy struct {
 	identity identity
 }
 
-func (*signedBy) kind() string { return "signedBy" }
+func (*signedBy) kind() string            { return "signedBy" }
+func (r *signedBy) materials() []material { return r.keys }
 
 func parseSignedBy(f *fields) *signedBy {
 	r := &signedBy{}

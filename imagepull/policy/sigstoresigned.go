@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -27,6 +28,17 @@ type sigstoreSigned struct {
 }
 
 func (*sigstoreSigned) kind() string { return "sigstoreSigned" }
+
+func (r *sigstoreSigned) materials() []material {
+	all := slices.Concat(r.keys, r.rekor)
+	if r.fulcio != nil {
+		all = slices.Concat(all, r.fulcio.ca, r.fulcio.root)
+	}
+	if r.pki != nil {
+		all = slices.Concat(all, r.pki.roots, r.pki.intermediates)
+	}
+	return all
+}
 
 func parseSigstoreSigned(f *fields) *sigstoreSigned {
 	r := &sigstoreSigned{}

@@ -11,11 +11,13 @@ import (
 	"io"
 	"strconv"
 	"unicode/utf8"
+
+	"github.com/coffer-cc/coffer/imagepull/document"
 )
 
 const (
 	maxDepth    = 16
-	maxDocument = 1 << 20
+	maxDocument = document.MaxSize
 )
 
 // node is a JSON value that knows its place. encoding/json alone would take

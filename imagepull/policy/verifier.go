@@ -14,6 +14,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/coffer-cc/coffer/imagepull/document"
 )
 
 // Image is what is asked about. What the digests name must have been verified
@@ -70,7 +72,7 @@ type Options struct {
 type Verifier struct {
 	policy    Provider
 	source    Source
-	docs      *documents
+	docs      *document.Reader
 	lookaside LookasideProvider
 	http      *http.Client
 	pause     time.Duration // before a store is asked for the second time
@@ -83,10 +85,13 @@ type Verifier struct {
 // by kbs URI: a policy that does is then not met.
 func NewVerifier(p Provider, src Source, resources ResourceGetter, opts Options) *Verifier {
 	v := &Verifier{
-		policy: p, source: src, docs: newDocuments(resources, opts.Refresh),
+		policy: p, source: src, docs: document.NewReader(resources, opts.Refresh),
 		lookaside: opts.Lookaside, log: opts.Logger,
 	}
-	v.now, v.pause = v.docs.now, backoff.DefaultInitialInterval
+	v.now, v.pause = opts.Refresh.Now, backoff.DefaultInitialInterval
+	if v.now == nil {
+		v.now = time.Now
+	}
 	web := http.Client{Transport: &http.Transport{TLSHandshakeTimeout: storeTimeout, IdleConnTimeout: storeTimeout}}
 	if opts.HTTP != nil {
 		web = *opts.HTTP

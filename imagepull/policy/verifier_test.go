@@ -217,7 +217,7 @@ func TestKeysByURI(t *testing.T) {
 	if err := os.WriteFile(file, bad, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	k := &kbs{resources: map[string][]byte{"kbs:///default/key/1": good, "kbs+pkcs11://x/y": bad}}
+	k := &kbs{resources: map[string][]byte{"kbs:///default/key/1": good, "kbs+pkcs11://x/y": bad, "initdata:///cosign.pub": good}}
 	verifier := func(doc string, max time.Duration) func() error {
 		p, err := policy.Parse([]byte(doc))
 		if err != nil {
@@ -228,6 +228,7 @@ func TestKeysByURI(t *testing.T) {
 	}
 	all := verifier(bySigstore(`"keyPaths":["`+file+`","kbs+pkcs11://x/y","kbs:///default/key/1"]`), 0)
 	want(t, all(), nil)
+	want(t, verifier(bySigstore(`"keyPath":"initdata:///cosign.pub"`), 0)(), nil)
 	want(t, verifier(bySigstore(`"keyPath":"kbs+pkcs11://x/y"`), 0)(), errDenied, "not signed by a trusted key")
 	want(t, verifier(bySigstore(`"keyPath":"kbs:///default/key/2"`), 0)(), errDenied, "default[0].keyPath cannot be read: kbs:///default/key/2", "no such resource")
 	strict := verifier(bySigstore(`"keyPath":"kbs:///default/key/1"`), -1)

@@ -47,7 +47,7 @@ func initDataClaims(data map[string]string) (map[string]any, error) {
 	claims := make(map[string]any, len(data))
 	for name, text := range data {
 		switch name {
-		case "aa.toml", "cdh.toml":
+		case "aa.toml", "cdh.toml", "guest.toml":
 			var table map[string]any
 			if err := parseTOML(text, &table); err != nil {
 				return nil, fmt.Errorf("data %s is not TOML: %w", name, err)

@@ -26,14 +26,19 @@ func DecodeStrict(path string, into any) error {
 	if err != nil {
 		return fmt.Errorf("read configuration: %w", err)
 	}
+	return DecodeText(path, b, into)
+}
+
+// DecodeText is DecodeStrict of a text; its errors begin with name:line.
+func DecodeText(name string, b []byte, into any) error {
 	dec := toml.NewDecoder(bytes.NewReader(b))
 	dec.DisallowUnknownFields()
-	err = dec.Decode(into)
+	err := dec.Decode(into)
 	var unknown *toml.StrictMissingError
 	if errors.As(err, &unknown) && len(unknown.Errors) > 0 {
 		first := &unknown.Errors[0]
 		line, _ := first.Position()
-		return fmt.Errorf("%s:%d: unknown key %q", path, line, strings.Join(first.Key(), "."))
+		return fmt.Errorf("%s:%d: unknown key %q", name, line, strings.Join(first.Key(), "."))
 	}
 	var bad *toml.DecodeError
 	if errors.As(err, &bad) {
@@ -42,10 +47,10 @@ func DecodeStrict(path string, into any) error {
 		if key := strings.Join(bad.Key(), "."); key != "" {
 			text = fmt.Sprintf("key %q: %s", key, text)
 		}
-		return fmt.Errorf("%s:%d: %s", path, line, text)
+		return fmt.Errorf("%s:%d: %s", name, line, text)
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
+		return fmt.Errorf("%s: %w", name, err)
 	}
 	return nil
 }

@@ -1,7 +1,14 @@
 // SPDX-FileCopyrightText: The coffer authors
 // SPDX-License-Identifier: Apache-2.0
 
-package policy
+// Package document reads what configuration names by URI, an image policy or a
+// key, and reads it again when it is old: resources of the KBS, entries of the
+// measured init-data, files.
+//
+// Who names a document trusts its source. What was read is kept in memory, and
+// nowhere else. The package has no client of its own: a ResourceGetter is asked
+// for all that is no file.
+package document
 
 import (
 	"context"
@@ -18,11 +25,15 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// ResourceGetter gets a resource of the KBS: kbs:///repository/type/tag or
-// kbs+plugin://…
+// ResourceGetter gets what is no file: kbs:///repository/type/tag or
+// kbs+plugin://… of the KBS, initdata:///name of the measured init-data. The
+// result belongs to the caller.
 type ResourceGetter interface {
 	GetResource(ctx context.Context, uri string) ([]byte, error)
 }
+
+// MaxSize bounds a document, in bytes.
+const MaxSize = 1 << 20
 
 const (
 	defaultRefresh  = 5 * time.Minute
@@ -43,18 +54,18 @@ type Refresh struct {
 	Now func() time.Time
 }
 
-// documents reads what the policy names by URI. It is safe for concurrent use;
-// one read of a document serves all who wait for it.
-type documents struct {
+// Reader reads documents. It is safe for concurrent use; one read of a document
+// serves all who wait for it.
+type Reader struct {
 	resources       ResourceGetter // may be nil
 	every, maxStale time.Duration
 	now             func() time.Time
 
 	mu    sync.Mutex
-	byURI map[string]*document // guarded by mu
+	byURI map[string]*entry // guarded by mu
 }
 
-type document struct {
+type entry struct {
 	turn  chan struct{} // holds one token: whose turn it is to read
 	bytes []byte        // guarded by the token, like the next two
 	read  time.Time     // zero if it never was
@@ -62,8 +73,10 @@ type document struct {
 	reads atomic.Int64  // that have ended
 }
 
-func newDocuments(resources ResourceGetter, r Refresh) *documents {
-	d := &documents{resources: resources, every: r.Every, maxStale: r.MaxStale, now: r.Now, byURI: map[string]*document{}}
+// NewReader makes a Reader; it reads nothing yet. resources may be nil where only
+// files are read.
+func NewReader(resources ResourceGetter, r Refresh) *Reader {
+	d := &Reader{resources: resources, every: r.Every, maxStale: r.MaxStale, now: r.Now, byURI: map[string]*entry{}}
 	if d.every <= 0 {
 		d.every = defaultRefresh
 	}
@@ -76,13 +89,13 @@ func newDocuments(resources ResourceGetter, r Refresh) *documents {
 	return d
 }
 
-// get returns the document, not older than the options allow. The bytes are
+// Get returns the document, not older than Refresh allows. The bytes are
 // shared: they must not be changed.
-func (d *documents) get(ctx context.Context, uri string) ([]byte, error) {
+func (d *Reader) Get(ctx context.Context, uri string) ([]byte, error) {
 	d.mu.Lock()
 	doc, ok := d.byURI[uri]
 	if !ok {
-		doc = &document{turn: make(chan struct{}, 1)}
+		doc = &entry{turn: make(chan struct{}, 1)}
 		doc.turn <- struct{}{}
 		d.byURI[uri] = doc
 	}
@@ -118,14 +131,14 @@ func (d *documents) get(ctx context.Context, uri string) ([]byte, error) {
 }
 
 // standIn returns the last good document if there is one, and it may.
-func (doc *document) standIn(uri string, may bool, err error) ([]byte, error) {
+func (doc *entry) standIn(uri string, may bool, err error) ([]byte, error) {
 	if may && !doc.read.IsZero() {
 		return doc.bytes, nil
 	}
 	return nil, fmt.Errorf("%s: %w", uri, err)
 }
 
-func (d *documents) read(ctx context.Context, uri string) ([]byte, error) {
+func (d *Reader) read(ctx context.Context, uri string) ([]byte, error) {
 	if file, ok := filePath(uri); ok {
 		return readFile(file)
 	}
@@ -136,22 +149,26 @@ func (d *documents) read(ctx context.Context, uri string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(b) > maxDocument {
-		return nil, fmt.Errorf("longer than %d bytes: %w", maxDocument, errdefs.ErrInvalidArgument)
+	if len(b) > MaxSize {
+		return nil, fmt.Errorf("longer than %d bytes: %w", MaxSize, errdefs.ErrInvalidArgument)
 	}
 	return b, nil
 }
 
-// checkURI accepts what read understands.
-func checkURI(uri string) error {
+// CheckURI accepts kbs:///repository/type/tag, kbs+plugin://…,
+// initdata:///name, file:///path and absolute paths.
+func CheckURI(uri string) error {
 	if _, ok := filePath(uri); ok {
 		return nil
 	}
 	scheme, rest, ok := strings.Cut(uri, "://")
+	if scheme == "initdata" && len(rest) > 1 && rest[0] == '/' {
+		return nil
+	}
 	if ok && rest != "" && (scheme == "kbs" || strings.HasPrefix(scheme, "kbs+") && scheme != "kbs+") {
 		return nil
 	}
-	return fmt.Errorf("%q is neither kbs:///repository/type/tag, kbs+plugin://…, file:///path nor an absolute path", clip(uri, 200))
+	return fmt.Errorf("%q is neither kbs:///repository/type/tag, kbs+plugin://…, initdata:///name, file:///path nor an absolute path", shortened(uri))
 }
 
 // filePath returns the path of a file URI or of a bare absolute path.
@@ -166,12 +183,12 @@ func readFile(file string) ([]byte, error) {
 		return nil, fileError(err)
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxDocument+1))
+	b, err := io.ReadAll(io.LimitReader(f, MaxSize+1))
 	if err != nil {
 		return nil, fileError(err)
 	}
-	if len(b) > maxDocument {
-		return nil, fmt.Errorf("longer than %d bytes: %w", maxDocument, errdefs.ErrInvalidArgument)
+	if len(b) > MaxSize {
+		return nil, fmt.Errorf("longer than %d bytes: %w", MaxSize, errdefs.ErrInvalidArgument)
 	}
 	return b, nil
 }
@@ -182,4 +199,13 @@ func fileError(err error) error {
 		class = errdefs.ErrFailedPrecondition
 	}
 	return fmt.Errorf("%w: %w", err, class)
+}
+
+// shortened is a URI for an error.
+func shortened(uri string) string {
+	const most = 200
+	if len(uri) > most {
+		return uri[:most] + "…"
+	}
+	return uri
 }
