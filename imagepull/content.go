@@ -11,13 +11,12 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/coffer-cc/coffer/imagepull/registry"
+	"github.com/coffer-cc/coffer/imagepull/store"
 )
 
-// contentKey names what a layer unpacks to, whatever is below it: the bytes that
-// the registry has, and what they must become.
-type contentKey struct{ blob, diffID digest.Digest }
-
-func keyOf(l registry.Layer) contentKey { return contentKey{l.Digest, l.DiffID} }
+func keyOf(l registry.Layer) store.Content {
+	return store.Content{Blob: l.Digest, DiffID: l.DiffID}
+}
 
 // content is a blob on its way: the first layer that wants it, of whatever
 // image, fetches it, and layers that want it meanwhile copy the verified tree
@@ -39,7 +38,7 @@ type content struct {
 
 // claim is the interest of one layer in a content.
 type claim struct {
-	key     contentKey
+	key     store.Content
 	content *content
 	leads   bool // it is to fetch the content
 	joined  bool // it is to copy it
@@ -153,7 +152,8 @@ func (p *Puller) part(c claim, borrowed bool) {
 }
 
 // obtain gets the content of the layer into a staging directory of its own:
-// copied from a layer that has it or is about to, else from the registry. The
+// parked there, copied from a layer that has it or is about to, else from the
+// registry. The
 // claim that it returns is for commit. On an error nothing is left.
 func (j *job) obtain(ctx context.Context, c claim) (s *staged, _ claim, cached bool, err error) {
 	p := j.p
@@ -183,9 +183,13 @@ func (j *job) obtain(ctx context.Context, c claim) (s *staged, _ claim, cached b
 	}
 }
 
-// lead copies the content from a layer of the store, or fetches it.
+// lead takes the content from where it is parked, copies it from a layer of the
+// store, or fetches it.
 func (j *job) lead(ctx context.Context, c *claim) (s *staged, cached bool, err error) {
 	if !c.place {
+		if s := j.takeParked(); s != nil {
+			return s, true, nil
+		}
 		if s, err := j.reuse(ctx); s != nil || err != nil {
 			return s, s != nil, err
 		}

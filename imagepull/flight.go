@@ -67,7 +67,7 @@ func (p *Puller) startLayer(ctx context.Context, pl *pull, i int, wg *sync.WaitG
 		return
 	}
 	c := p.claimContent(j.layer)
-	if c.leads && !p.known(j.layer) {
+	if c.leads && !p.known(j.layer) && !p.store.Parked(c.key) {
 		if err := pl.downloads.acquire(ctx); err != nil {
 			p.dropContent(c)
 			p.endFlight(chainID, f)
@@ -116,16 +116,20 @@ func (p *Puller) fly(ctx context.Context, j *job, i int, c claim) (cached bool, 
 }
 
 // commit makes a staged layer visible once its parent is, and ends the staging
-// and the claim of its content.
+// and the claim of its content. Until it can be committed, it is parked.
 func (j *job) commit(ctx context.Context, i int, s *staged, c claim) (err error) {
-	p := j.p
+	p, unparked := j.p, true
 	defer func() {
 		p.retire(ctx, c)
-		if discardErr := s.Discard(); err == nil {
-			err = discardErr
+		if endErr := j.leave(ctx, s, unparked); err == nil {
+			err = endErr
 		}
 		p.dropContent(c)
 	}()
+	if !j.pl.ready(i) {
+		unparked = false
+		j.park(ctx, s)
+	}
 	if err := j.pl.below(ctx, i); err != nil {
 		return err
 	}
@@ -133,6 +137,7 @@ func (j *job) commit(ctx context.Context, i int, s *staged, c claim) (err error)
 	if err := p.retireInTime(ctx, c); err != nil {
 		return err
 	}
+	unparked = false // and not to be any more
 	j.start(StageCommit)
 	layer := j.layer
 	_, err = s.Commit(ctx, store.LayerMeta{

@@ -81,6 +81,19 @@ func (pl *pull) below(ctx context.Context, i int) error {
 	}
 }
 
+// ready reports whether below would return at once.
+func (pl *pull) ready(i int) bool {
+	if i == 0 {
+		return true
+	}
+	select {
+	case <-pl.layers[i-1].done:
+		return true
+	default:
+		return false
+	}
+}
+
 func (s *layerState) finish(err error) {
 	s.err = err
 	close(s.done)

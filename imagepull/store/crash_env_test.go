@@ -38,7 +38,11 @@ type world struct {
 	KEK    []byte
 	Images []string
 	Tops   []digest.Digest // the uppermost layers of Images
+	Alone  []string        // images of one layer, each one of those above
 	Root   string          // of one puller: its store, writable layers and bundles
+
+	registry *imagetest.Registry // of the parent
+	pushed   []imagetest.Pushed
 }
 
 func (w world) UnwrapKey(_ context.Context, packet []byte) ([]byte, error) {
@@ -83,13 +87,17 @@ func newWorld(t *testing.T) (world, map[digest.Digest]string) {
 		layer(imagetest.None, false, "opt", 10), layer(imagetest.Gzip, true, "usr/lib/dir1", 10),
 		fixed(t, imagetest.Layer{Compression: imagetest.Zstd, Files: map[string]string{"usr/.wh.dir1": "", "usr/lib/dir2/.wh..wh..opq": "", "usr/lib/dir2/new": "new"}}),
 	}
-	w := world{Host: r.Host(), KEK: key.KEK}
+	w := world{Host: r.Host(), KEK: key.KEK, registry: r}
+	for i, l := range append(apps, base, libs) {
+		p := r.Push(t, fmt.Sprintf("crash/alone:v%d", i), imagetest.Image{Layers: []imagetest.Layer{l}})
+		w.Alone = append(w.Alone, p.Reference)
+	}
 	for i, layers := range [][]imagetest.Layer{
 		{base}, {base, libs}, {base, libs, apps[0]}, {base, libs, apps[1], apps[2]}, {base, apps[2], libs}, {apps[0], base, apps[0]},
 	} {
 		image := imagetest.Image{Layers: layers, Config: ocispec.ImageConfig{User: "0", Cmd: []string{"/x"}}}
 		p := r.Push(t, fmt.Sprintf("crash/image:v%d", i), image)
-		w.Images, w.Tops = append(w.Images, p.Reference), append(w.Tops, p.Chain())
+		w.Images, w.Tops, w.pushed = append(w.Images, p.Reference), append(w.Tops, p.Chain()), append(w.pushed, p)
 	}
 	return w, w.expected(t)
 }
@@ -103,7 +111,7 @@ func fixed(t *testing.T, l imagetest.Layer) imagetest.Layer {
 }
 
 // expected pulls each image where nothing disturbs it, and returns what its
-// layers are by their chain ids.
+// layers are by their chain ids, which of those alone are their diff ids.
 func (w world) expected(t *testing.T) map[digest.Digest]string {
 	t.Helper()
 	w.Root = tmpfs(t, "size=64m")
@@ -116,7 +124,7 @@ func (w world) expected(t *testing.T) map[digest.Digest]string {
 		t.Fatal(err)
 	}
 	trees := make(map[digest.Digest]string)
-	for i, image := range w.Images {
+	for i, image := range append(w.Alone, w.Images...) {
 		bundle := w.path("bundles", fmt.Sprint(i))
 		if _, err := p.PullImage(t.Context(), image, bundle); err != nil {
 			t.Fatal(err)
@@ -205,9 +213,16 @@ func (w world) checkStore(t *testing.T, s *store.Store, trees map[digest.Digest]
 			t.Errorf("layer %s is not visible, but there", meta.ChainID)
 		}
 	}
+	parked := w.parked(t)
+	for dir, content := range parked {
+		want, known := trees[content.DiffID]
+		if got := treeOf(t, w.path("store", "parked", dir, "fs")); !known || got != want || !s.Parked(content) {
+			t.Errorf("parked layer %v is not whole: it has %d lines, want %d", content, strings.Count(got, "\n"), strings.Count(want, "\n"))
+		}
+	}
 	usage, err := s.Usage()
-	if err != nil || usage.Layers != len(dirs) {
-		t.Errorf("%d layers are visible of %d: %v", usage.Layers, len(dirs), err)
+	if err != nil || usage.Layers != len(dirs) || usage.Parked != len(parked) {
+		t.Errorf("%d layers are visible of %d, %d parked of %d: %v", usage.Layers, len(dirs), usage.Parked, len(parked), err)
 	}
 	if n := len(names(t, w.path("store", "images"))); n != usage.Images {
 		t.Errorf("%d images are visible of %d", usage.Images, n)
@@ -331,6 +346,21 @@ func loopDevice(t *testing.T, size int64) string {
 		}
 	})
 	return name
+}
+
+// parked are the contents that are parked, by their directories.
+func (w world) parked(t *testing.T) map[string]store.Content {
+	t.Helper()
+	contents := make(map[string]store.Content)
+	for _, dir := range names(t, w.path("store", "parked")) {
+		b, err := os.ReadFile(w.path("store", "parked", dir, "parked.json"))
+		var content store.Content
+		if err := errors.Join(err, json.Unmarshal(b, &content)); err != nil {
+			t.Error(err)
+		}
+		contents[dir] = content
+	}
+	return contents
 }
 
 // chainIDs are those of the layers on the disk.

@@ -127,10 +127,10 @@ func (w world) removeImages(ctx context.Context, s *store.Store) error {
 func TestCrash(t *testing.T) {
 	t.Parallel()
 	w, trees := newWorld(t)
-	var seen, adopted atomic.Int64
+	var seen, parked, adopted atomic.Int64
 	t.Cleanup(func() {
-		t.Logf("%d layers and %d mounted bundles seen", seen.Load(), adopted.Load())
-		if !t.Failed() && (seen.Load() == 0 || adopted.Load() == 0) {
+		t.Logf("%d layers, %d parked and %d mounted bundles seen", seen.Load(), parked.Load(), adopted.Load())
+		if !t.Failed() && (seen.Load() == 0 || parked.Load() == 0 || adopted.Load() == 0) {
 			t.Error("no process came far enough")
 		}
 	})
@@ -141,7 +141,7 @@ func TestCrash(t *testing.T) {
 			w.Root = tmpfs(t, "size=32m")
 			t.Cleanup(func() { w.unmountInside(t) })
 			for round := range crashRounds {
-				w.runAndKill(t, time.Duration(rand.Int64N(int64(crashSpan))))
+				w.runAndKill(t, "TestCrashChild", time.Duration(rand.Int64N(int64(crashSpan))))
 				s, err := store.Open(w.path("store"), store.Options{})
 				if err != nil {
 					t.Fatal(err)
@@ -153,6 +153,7 @@ func TestCrash(t *testing.T) {
 				}
 				w.checkBundles(t, s)
 				seen.Add(int64(len(names(t, w.path("store", "layers")))))
+				parked.Add(int64(len(w.parked(t))))
 				adopted.Add(int64(w.adopt(t, p, s)))
 				if round%2 == 0 { // else the next process begins with what this one left
 					w.removeAll(t, p, s)
@@ -222,20 +223,29 @@ func (w world) removeAll(t *testing.T, p *imagepull.Puller, s *store.Store) {
 			t.Error(err)
 		}
 	}
-	for _, dir := range []string{"layers", "staging", "holds", "images"} {
+	for _, content := range w.parked(t) {
+		if st, _, found := s.Take(content); !found {
+			t.Errorf("%v is parked, and cannot be taken", content)
+		} else if err := st.Discard(); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, dir := range []string{"layers", "parked", "staging", "holds", "images"} {
 		if left := names(t, w.path("store", dir)); len(left) > 0 {
 			t.Errorf("%s has %v", dir, left)
 		}
 	}
 }
 
-func (w world) runAndKill(t *testing.T, after time.Duration) {
+// runAndKill runs a test as a process of its own, and kills it so long after it
+// has said that it is ready.
+func (w world) runAndKill(t *testing.T, child string, after time.Duration) {
 	t.Helper()
 	env, err := json.Marshal(w)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestCrashChild$", "-test.v")
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+child+"$", "-test.v")
 	cmd.Env = append(os.Environ(), crashWorld+"="+string(env))
 	out, err := cmd.StdoutPipe()
 	if err != nil {

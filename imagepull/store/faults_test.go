@@ -99,6 +99,9 @@ func (w world) pullInto(t *testing.T, trees map[digest.Digest]string, option str
 	if _, err := p.PullImage(t.Context(), image, bundle); err != nil {
 		first = err
 		w.checkStore(t, s, trees)
+		if n := len(w.parked(t)); n > 0 {
+			t.Errorf("%d layers are parked where space was missing", n)
+		}
 		w.checkBundles(t, s)
 		grow()
 		if _, err := p.PullImage(t.Context(), image, bundle); err != nil {
@@ -205,6 +208,9 @@ func TestPowerCuts(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.checkStore(t, s, trees)
+		if n := len(w.parked(t)); n > 0 {
+			t.Errorf("boot %d: %d layers parked before it", boot, n)
+		}
 		for _, chainID := range kept {
 			if layer, found := s.Layer(chainID); !found {
 				t.Errorf("boot %d: a flushed layer is lost: %s", boot, layer.ChainID)

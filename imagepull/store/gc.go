@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -17,16 +16,18 @@ import (
 type Result struct {
 	// Images are the manifests of the images that are no longer recorded.
 	Images []digest.Digest
-	// Layers is the number of layers removed; Bytes and Inodes are what they
-	// took.
-	Layers        int
+	// Layers and Parked are the numbers of layers removed that were visible, and
+	// parked; Bytes and Inodes are what all of them took.
+	Layers, Parked int
+
 	Bytes, Inodes int64
 }
 
 // Usage is what the store has, in the whole.
 type Usage struct {
-	Images, Layers int
-	// Bytes and Inodes are what the layers take; Limit is Options.MaxBytes.
+	// Parked layers are not among Layers.
+	Images, Layers, Parked int
+	// Bytes and Inodes are what all of them take; Limit is Options.MaxBytes.
 	Bytes, Inodes, Limit int64
 	// Free is what the file system has left for the store, in bytes.
 	Free int64
@@ -40,25 +41,35 @@ func (s *Store) Usage() (Usage, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	u := Usage{Images: len(s.images), Layers: len(s.layers), Limit: s.opts.MaxBytes, Free: freeBytes(st)}
-	for _, e := range s.layers {
-		u.Bytes += e.meta.Size
-		u.Inodes += e.meta.Inodes
-	}
+	u := Usage{Images: len(s.images), Layers: len(s.layers), Parked: len(s.parked), Limit: s.opts.MaxBytes, Free: freeBytes(st)}
+	u.Bytes, u.Inodes = s.sizes()
 	return u, nil
+}
+
+// sizes is what all layers take. The caller holds mu.
+func (s *Store) sizes() (bytes, inodes int64) {
+	for _, e := range s.layers {
+		bytes, inodes = bytes+e.meta.Size, inodes+e.meta.Inodes
+	}
+	for _, p := range s.parked {
+		bytes, inodes = bytes+p.size, inodes+p.inodes
+	}
+	return bytes, inodes
 }
 
 // GC removes, in this order:
 //
+//   - layers that have been parked for Options.Unclaimed;
 //   - images that nobody has used for Options.MaxAge;
 //   - layers of no recorded image that nobody has used for Options.Unclaimed;
-//   - while there is more than Options.MaxBytes, first all other layers of no
-//     image, then images, the least recently used first.
+//   - while there is more than Options.MaxBytes, first parked layers, the oldest
+//     first, then all other layers of no image, then images, the least recently
+//     used first.
 //
 // Nothing is removed that is claimed, held, or looked up by a pull since it
-// took its Lease. While a layer is being written without any lease nothing is
-// removed at all: that layer may stand on any other. The error joins what could
-// not be removed.
+// took its Lease, and nothing parked that a pull has reserved for. While a layer is being written without any lease nothing is
+// removed but parked layers: that layer may stand on any other. The error joins
+// what could not be removed.
 func (s *Store) GC(ctx context.Context) (Result, error) {
 	result, failed := s.collect(ctx, time.Now())
 	if s.opts.MaxBytes > 0 {
@@ -81,15 +92,20 @@ func (s *Store) collect(ctx context.Context, now time.Time) (Result, error) {
 	return result, errors.Join(err, s.delete(ctx, trash))
 }
 
-// unlinkUnwanted makes the images and layers disappear that are too old, all in
+// unlinkUnwanted makes the parked layers, images and layers disappear that are too old, all in
 // one step, so that none can be claimed in between. It returns where their files
 // are now.
 func (s *Store) unlinkUnwanted(now time.Time) (result Result, trash []string, failed error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	began := s.protected()
-	if s.closed || began.IsZero() {
+	if s.closed {
 		return Result{}, nil, nil
+	}
+	since := now.Add(-s.opts.Unclaimed)
+	parked, failed := s.unlinkParked(&result, s.parkedByAge(), func(c Content) bool { return !s.parked[c].since.After(since) })
+	began := s.protected()
+	if began.IsZero() {
+		return result, parked, failed
 	}
 	for _, i := range s.byUse() {
 		if s.opts.MaxAge <= 0 || now.Sub(i.lastUsed) < s.opts.MaxAge || s.busy(i, began) {
@@ -99,9 +115,8 @@ func (s *Store) unlinkUnwanted(now time.Time) (result Result, trash []string, fa
 			failed = errors.Join(failed, fmt.Errorf("remove image %s: %w", i.meta.Manifest, err))
 		}
 	}
-	since := now.Add(-s.opts.Unclaimed)
 	trash, err := s.unlinkUnless(&result, func(e *entry) bool { return e.used.After(since) || !e.used.Before(began) })
-	return result, trash, errors.Join(failed, err)
+	return result, append(parked, trash...), errors.Join(failed, err)
 }
 
 // evict removes what it may until enough is satisfied with the bytes that all
@@ -114,13 +129,14 @@ func (s *Store) evict(ctx context.Context, enough func(used int64, freed Result)
 func (s *Store) unlinkUntil(enough func(used int64, freed Result) bool) (result Result, trash []string, failed error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	began := s.protected()
-	if s.closed || began.IsZero() {
+	if s.closed {
 		return Result{}, nil, nil
 	}
-	var used int64
-	for _, e := range s.layers {
-		used += e.meta.Size
+	used, _ := s.sizes()
+	trash, failed = s.unlinkParked(&result, s.parkedByAge(), func(Content) bool { return !enough(used-result.Bytes, result) })
+	began := s.protected()
+	if began.IsZero() {
+		return result, trash, failed
 	}
 	images := s.byUse()
 	for !enough(used-result.Bytes, result) {
@@ -150,9 +166,15 @@ func (s *Store) unlinkUntil(enough func(used int64, freed Result) bool) (result 
 func (s *Store) evictable() (bytes, inodes int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	began := s.protected()
-	if s.closed || began.IsZero() {
+	if s.closed {
 		return 0, 0
+	}
+	for _, c := range s.parkedByAge() {
+		bytes, inodes = bytes+s.parked[c].size, inodes+s.parked[c].inodes
+	}
+	began := s.protected()
+	if began.IsZero() {
+		return bytes, inodes
 	}
 	wanted := s.wanted(func(e *entry) bool { return !e.used.Before(began) }, func(i *image) bool { return s.busy(i, began) })
 	for chainID, e := range s.layers {
@@ -233,7 +255,7 @@ func (s *Store) delete(ctx context.Context, trash []string) (failed error) {
 	for _, dir := range trash {
 		err := ctx.Err()
 		if err == nil {
-			err = os.RemoveAll(dir)
+			err = removeStaging(dir)
 		}
 		if err != nil {
 			left, failed = append(left, dir), errors.Join(failed, err)
@@ -249,6 +271,7 @@ func (s *Store) delete(ctx context.Context, trash []string) (failed error) {
 func (r *Result) add(other Result) {
 	r.Images = append(r.Images, other.Images...)
 	r.Layers += other.Layers
+	r.Parked += other.Parked
 	r.Bytes += other.Bytes
 	r.Inodes += other.Inodes
 }

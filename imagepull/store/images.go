@@ -190,7 +190,7 @@ func (s *Store) inUse(top digest.Digest) bool {
 
 // RemoveImage forgets an image and removes those of its layers that nothing
 // else wants: no other recorded image, no claim, no hold, no pull that is under
-// way. An image that is not recorded is errdefs.ErrNotFound, one in use
+// way. What is parked of their contents goes too. An image that is not recorded is errdefs.ErrNotFound, one in use
 // errdefs.ErrFailedPrecondition.
 func (s *Store) RemoveImage(ctx context.Context, manifest digest.Digest) (Result, error) {
 	result, trash, err := s.unlinkImage(manifest)
@@ -217,16 +217,19 @@ func (s *Store) unlinkImage(manifest digest.Digest) (result Result, trash []stri
 	if err := s.forget(i, &result); err != nil {
 		return result, nil, err
 	}
-	mine := make(map[digest.Digest]struct{})
+	mine, contents := make(map[digest.Digest]struct{}), make(map[Content]struct{})
 	for e := range s.stack(top) {
 		mine[e.meta.ChainID] = struct{}{}
+		contents[Content{e.meta.Blob, e.meta.DiffID}] = struct{}{}
 	}
 	began := s.protected()
 	trash, err = s.unlinkUnless(&result, func(e *entry) bool {
 		_, is := mine[e.meta.ChainID]
 		return !is || !e.used.Before(began)
 	})
-	return result, trash, err
+	parked := slices.DeleteFunc(s.parkedByAge(), func(c Content) bool { _, is := contents[c]; return !is })
+	more, parkedErr := s.unlinkParked(&result, parked, func(Content) bool { return true })
+	return result, append(trash, more...), errors.Join(err, parkedErr)
 }
 
 // forget drops the record of an image; its layers stay. The caller holds mu.

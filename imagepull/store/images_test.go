@@ -196,7 +196,7 @@ func TestRemoveImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := s.RemoveImage(t.Context(), manifestOf("a"))
-	if diff := cmp.Diff(Result{[]digest.Digest{manifestOf("a")}, 1, 100, 2}, got); diff != "" || err != nil {
+	if diff := cmp.Diff(Result{Images: []digest.Digest{manifestOf("a")}, Layers: 1, Bytes: 100, Inodes: 2}, got); diff != "" || err != nil {
 		t.Error(diff, err)
 	}
 	if _, err := s.RemoveImage(t.Context(), manifestOf("a")); !errdefs.IsNotFound(err) {

@@ -87,9 +87,42 @@ func TestKilledChild(t *testing.T) {
 			}
 			next = layer.Parent
 		}
+		parkAndTake(t, s, i)
 		if i == 0 {
 			fmt.Println("ready")
 		}
+	}
+}
+
+// parkAndTake parks a layer, and ends in one of many ways what was parked before.
+func parkAndTake(t *testing.T, s *Store, i int) {
+	t.Helper()
+	name := fmt.Sprintf("parked %d", i%3)
+	st := stage(t, s)
+	plant(t, st.Dir, killedFiles())
+	if err := st.Park(treeOf(name)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := st.Leave(); err != nil {
+		t.Fatal(err)
+	}
+	st, _, found := s.Take(treeOf(fmt.Sprintf("parked %d", rand.IntN(3))).Content)
+	if !found {
+		return
+	}
+	var err error
+	switch i % 4 {
+	case 0:
+		_, err = st.Leave()
+	case 1:
+		err = st.Discard()
+	default:
+		if _, err = st.Commit(t.Context(), metaOf("", name), nil); err == nil {
+			err = s.Remove(metaOf("", name).ChainID)
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -102,7 +135,7 @@ func TestKill(t *testing.T) {
 		plant(t, dir, killedFiles())
 		return dir
 	}())
-	layers := 0
+	layers, parked := 0, 0
 	for range killRounds {
 		runAndKill(t, root, time.Duration(rand.IntN(40_000))*time.Microsecond)
 		s, err := Open(root, Options{})
@@ -121,6 +154,15 @@ func TestKill(t *testing.T) {
 				t.Errorf("layer %s has only %d files", e.id, len(got))
 			}
 		}
+		if n := files(t, s, parkedDir); n != len(s.parked) {
+			t.Errorf("%d folders for %d parked layers", n, len(s.parked))
+		}
+		for _, p := range s.parked {
+			parked++
+			if got := list(t, s.path(parkedDir, p.id, fsDir)); !slices.Equal(got, want) {
+				t.Errorf("parked layer %s has only %d files", p.id, len(got))
+			}
+		}
 		for _, holder := range s.Holders() {
 			if err := s.Release(holder); err != nil {
 				t.Error(err)
@@ -130,8 +172,8 @@ func TestKill(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if layers == 0 {
-		t.Error("no child came as far as a commit")
+	if layers == 0 || parked == 0 {
+		t.Errorf("%d layers and %d parked ones seen", layers, parked)
 	}
 }
 

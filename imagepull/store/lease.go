@@ -21,6 +21,9 @@ type Lease struct {
 	// need is how many bytes each layer will take at the least that has been
 	// reserved and is not committed; guarded by Store.mu.
 	need map[digest.Digest]int64
+	// wants are the contents of what has been reserved that were parked then, and
+	// stay; guarded by Store.mu.
+	wants map[Content]struct{}
 }
 
 // Lease starts a lease. It does not fail and does not wait; the caller ends it.
@@ -61,6 +64,8 @@ func (s *Store) protected() time.Time {
 // A Demand is a layer that a pull is about to write.
 type Demand struct {
 	ChainID digest.Digest
+	// Content is what the layer is made of.
+	Content Content
 	// Blob is the size of the blob. What it unpacks to is taken to be no less.
 	Blob int64
 	// Compressed says that what it unpacks to is likely to be more.
@@ -80,7 +85,8 @@ const (
 // store, on its file system, and beside what other leases have reserved. It
 // removes unused images, the least recently used first, where there is less than
 // the image is likely to need; none where that would not help. Layers that are in
-// the store need nothing.
+// the store need nothing, and neither do those that are parked there, which stay
+// until the lease ends; other parked ones are the first to go.
 //
 // Where even the least that the image can take does not fit, the error is
 // errdefs.ErrResourceExhausted and says what is needed and what is there. Where
@@ -111,7 +117,7 @@ func (l *Lease) Reserve(ctx context.Context, layers []Demand) error {
 		}
 	}
 	s.mu.Lock()
-	l.need = nil
+	l.need, l.wants = nil, nil
 	s.mu.Unlock()
 	return r.refuse(s)
 }
@@ -123,6 +129,7 @@ func (l *Lease) reserve(layers []Demand) reservation {
 	defer s.mu.Unlock()
 	now := time.Now()
 	l.need = make(map[digest.Digest]int64, len(layers))
+	l.wants = make(map[Content]struct{})
 	var r reservation
 	var spool int64
 	for _, d := range layers {
@@ -130,7 +137,7 @@ func (l *Lease) reserve(layers []Demand) reservation {
 			e.used = now
 			continue
 		}
-		if _, twice := l.need[d.ChainID]; twice {
+		if _, twice := l.need[d.ChainID]; twice || s.takes(l, d.Content) {
 			continue
 		}
 		blob := max(d.Blob, 1)
@@ -162,6 +169,18 @@ func (l *Lease) reserve(layers []Demand) reservation {
 		r.promised += n
 	}
 	return r
+}
+
+// takes reports whether a layer needs no space, since a lease finds it parked, and
+// notes that it is wanted. The second layer of the content needs its space. The
+// caller holds mu.
+func (s *Store) takes(l *Lease, c Content) bool {
+	_, found := s.parked[c]
+	_, twice := l.wants[c]
+	if found {
+		l.wants[c] = struct{}{}
+	}
+	return found && !twice
 }
 
 // committed takes a layer off what is needed. The caller holds mu.

@@ -83,7 +83,7 @@ func parseRecord(b []byte) (record, error) {
 // load fills a newly opened store from the disk and removes what is unfinished
 // or doubtful there.
 func (s *Store) load() error {
-	if err := empty(s.path(stagingDir)); err != nil {
+	if err := s.loadStagings(); err != nil {
 		return err
 	}
 	dirs, err := os.ReadDir(s.path(layersDir))
@@ -204,18 +204,4 @@ func exists(path string) (bool, error) {
 		return false, nil
 	}
 	return err == nil, err
-}
-
-// empty removes everything in a directory.
-func empty(dir string) error {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
-			return err
-		}
-	}
-	return nil
 }

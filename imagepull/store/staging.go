@@ -29,10 +29,11 @@ type Staging struct {
 
 	store *Store
 	id    string
+	tree  *Tree // what it has, if it is parked
 	done  bool
 }
 
-// Stage starts a layer. The caller ends it by Commit or Discard; to defer
+// Stage starts a layer. The caller ends it by Commit, Leave or Discard; to defer
 // Discard is always right.
 func (s *Store) Stage(ctx context.Context) (*Staging, error) {
 	if err := ctx.Err(); err != nil {
@@ -55,7 +56,7 @@ func (s *Store) Stage(ctx context.Context) (*Staging, error) {
 func (s *Store) newDir() (string, error) {
 	for {
 		id := strings.ToLower(rand.Text()[:idLength])
-		if taken, err := exists(s.path(layersDir, id)); err != nil {
+		if taken, err := s.taken(id); err != nil {
 			return "", err
 		} else if taken {
 			continue
@@ -74,6 +75,15 @@ func (s *Store) newDir() (string, error) {
 		}
 		return id, nil
 	}
+}
+
+func (s *Store) taken(id string) (bool, error) {
+	for _, dir := range []string{layersDir, parkedDir} {
+		if taken, err := exists(s.path(dir, id)); taken || err != nil {
+			return taken, err
+		}
+	}
+	return false, nil
 }
 
 // Commit makes the layer visible. Its caller has verified everything about it.
@@ -98,7 +108,7 @@ func (st *Staging) Commit(ctx context.Context, meta LayerMeta, implicit []string
 func (st *Staging) commit(ctx context.Context, meta LayerMeta, implicit []string) (Layer, error) {
 	s := st.store
 	if st.done {
-		return Layer{}, fmt.Errorf("the staging has ended: %w", errdefs.ErrFailedPrecondition)
+		return Layer{}, errEnded()
 	}
 	if err := meta.check(); err != nil {
 		return Layer{}, err
@@ -109,6 +119,9 @@ func (st *Staging) commit(ctx context.Context, meta LayerMeta, implicit []string
 	}
 	defer s.unpin(below)
 
+	if err := st.unpark(); err != nil {
+		return Layer{}, err
+	}
 	if err := inherit(ctx, st.Dir, implicit, s.chain(below)); err != nil {
 		return Layer{}, err
 	}
@@ -148,12 +161,14 @@ func (s *Store) publish(id string, meta LayerMeta) (layer Layer, published bool,
 }
 
 // Discard removes the staging. It does nothing once Commit has succeeded, or
-// when called again.
+// when called again. After Close the next Open removes it, unless it is parked.
 func (st *Staging) Discard() error {
 	if st.done {
 		return nil
 	}
-	st.end()
+	if st.end(); st.store.isClosed() {
+		return nil // it may be another process's by now
+	}
 	if err := st.store.delete(context.Background(), []string{filepath.Dir(st.Dir)}); err != nil {
 		return fmt.Errorf("discard layer: %w", err)
 	}

@@ -6,7 +6,11 @@
 //
 // A layer is written in a staging directory that nobody else sees and becomes
 // visible, whole, by one rename. What a killed process leaves behind is removed
-// when the store is next opened.
+// when the store is next opened, all but parked layers.
+//
+// A parked layer is complete and verified, and waits for the layers below it. It
+// is nobody's to use: where its pull or its process ends first, the next pull that
+// wants it takes it as a staging of its own.
 //
 // # Durability
 //
@@ -18,12 +22,15 @@
 // can bring removed layers back, whole, where the file system takes changes of
 // names to the disk in their order, as ext4 with a journal, xfs and btrfs do.
 //
+// Parked layers are not flushed, and none outlives the boot of the machine that
+// it was parked under.
+//
 // # What stays
 //
 // A layer stays as long as it is claimed (a snapshotter asked for it), held (a
 // bundle is mounted from it), of a recorded image, looked up by a pull that has a
 // [Lease], or below such a layer; any other for Options.Unclaimed after its last
-// use. Recorded images that are not in use go when they are too old or when their
+// use, and a parked one for as long. Recorded images that are not in use go when they are too old or when their
 // space is needed, the least recently used first: see [Store.GC] and
 // [Lease.Reserve].
 //
@@ -58,6 +65,7 @@ const (
 	lockFile   = "lock"
 	layersDir  = "layers"
 	stagingDir = "staging"
+	parkedDir  = "parked"
 	holdsDir   = "holds"
 	imagesDir  = "images"
 	fsDir      = "fs" // of a layer: what it unpacked to
@@ -68,13 +76,13 @@ const (
 // Options adjust a Store. The zero value is the default.
 type Options struct {
 	// Unclaimed is how long a layer is kept that nobody claims or holds, since
-	// it was last used; 0 is DefaultUnclaimed.
+	// it was last used, or parked; 0 is DefaultUnclaimed.
 	Unclaimed time.Duration
 	// MaxAge is how long a recorded image is kept that no one uses; 0 is for
 	// ever, or until its space is needed.
 	MaxAge time.Duration
-	// MaxBytes is how much disk space all layers may take together; 0 is what
-	// the file system has. Writable layers of containers do not count.
+	// MaxBytes is how much disk space all layers may take together, parked ones
+	// included; 0 is what the file system has. Writable layers of containers do not count.
 	MaxBytes int64
 	// Logger gets a line for each layer that is dropped on opening, and for
 	// errors of Run; nil discards them.
@@ -95,6 +103,7 @@ type Store struct {
 	mu      sync.Mutex
 	closed  bool
 	layers  map[digest.Digest]*entry
+	parked  map[Content]parked
 	images  map[digest.Digest]*image // by manifest
 	holds   map[string]hold
 	leases  map[*Lease]struct{}
@@ -150,11 +159,12 @@ func openBooted(root string, opts Options, bootID string) (*Store, error) {
 		bootID: bootID,
 		idle:   make(chan struct{}, 1),
 		layers: make(map[digest.Digest]*entry),
+		parked: make(map[Content]parked),
 		images: make(map[digest.Digest]*image),
 		holds:  make(map[string]hold),
 		leases: make(map[*Lease]struct{}),
 	}
-	for _, dir := range []string{root, s.path(layersDir), s.path(stagingDir), s.path(holdsDir), s.path(imagesDir)} {
+	for _, dir := range []string{root, s.path(layersDir), s.path(stagingDir), s.path(parkedDir), s.path(holdsDir), s.path(imagesDir)} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("open layer store: %w", err)
 		}
@@ -331,6 +341,16 @@ func (s *Store) path(elem ...string) string {
 	return filepath.Join(append([]string{s.root}, elem...)...)
 }
 
+func (s *Store) isClosed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed
+}
+
+func errEnded() error {
+	return fmt.Errorf("the staging has ended: %w", errdefs.ErrFailedPrecondition)
+}
+
 func errClosed() error {
 	return fmt.Errorf("the layer store is closed: %w", errdefs.ErrFailedPrecondition)
 }
@@ -357,8 +377,9 @@ func (s *Store) Run(ctx context.Context) {
 			if err != nil {
 				s.opts.Logger.ErrorContext(ctx, "unused images and layers are not removed", "err", err)
 			}
-			if result.Layers > 0 || len(result.Images) > 0 {
-				s.opts.Logger.InfoContext(ctx, "removed what nobody uses", "images", len(result.Images), "layers", result.Layers, "bytes", result.Bytes)
+			if result.Layers > 0 || result.Parked > 0 || len(result.Images) > 0 {
+				s.opts.Logger.InfoContext(ctx, "removed what nobody uses",
+					"images", len(result.Images), "layers", result.Layers, "parked", result.Parked, "bytes", result.Bytes)
 			}
 		}
 	}

@@ -500,7 +500,7 @@ func TestFullDisk(t *testing.T) {
 	t.Parallel()
 	requireRoot(t)
 	root := t.TempDir()
-	if err := unix.Mount("tmpfs", root, "tmpfs", 0, "size=256k,nr_inodes=41"); err != nil {
+	if err := unix.Mount("tmpfs", root, "tmpfs", 0, "size=256k,nr_inodes=42"); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

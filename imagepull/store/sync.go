@@ -16,10 +16,7 @@ import (
 // there after a power cut. It takes as long as the disk takes, and slows down
 // layers that are being written meanwhile.
 func (s *Store) Sync() error {
-	s.mu.Lock()
-	closed := s.closed
-	s.mu.Unlock()
-	if closed {
+	if s.isClosed() {
 		return errClosed()
 	}
 	return s.flush()
