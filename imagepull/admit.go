@@ -58,7 +58,7 @@ func (p *Puller) demand(image registry.Image) []store.Demand {
 	for i, l := range image.Layers {
 		mediaType := layercrypt.PlainMediaType(l.MediaType)
 		all[i] = store.Demand{
-			ChainID: l.ChainID, Blob: min(l.Size, maxDemand), Spooled: p.opts.VerifyBeforeUnpack,
+			ChainID: l.ChainID, Content: keyOf(l), Blob: min(l.Size, maxDemand), Spooled: p.opts.VerifyBeforeUnpack,
 			Compressed: strings.HasSuffix(mediaType, "gzip") || strings.HasSuffix(mediaType, "zstd"),
 		}
 	}

@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -26,6 +25,11 @@ type ImagePolicy interface {
 	// of the platform's manifest and index that of the index it was chosen
 	// from, empty without one. Both have been verified.
 	Verify(ctx context.Context, name string, manifest, index digest.Digest) error
+	// Revision names what Verify's answer for a name rests on: the policy and
+	// the keys that it uses there. While the revision is the same, a signature
+	// that was good once need not be read again. It asks nobody but the key
+	// owner.
+	Revision(ctx context.Context, name string) (string, error)
 }
 
 // Measurer extends the TEE's runtime measurement.
@@ -152,35 +156,16 @@ type admission struct {
 }
 
 // askPolicy gets the policy's verdict over a resolved image.
-func (p *Puller) askPolicy(ctx context.Context, pl *pull) (err error) {
+func (p *Puller) askPolicy(ctx context.Context, pl *pull) error {
 	if p.opts.Policy == nil {
 		return nil
 	}
-	event := Event{Image: pl.key.name, Manifest: pl.image.Manifest, Stage: StagePolicy}
-	end := p.span(event)
-	defer func() { end(err) }()
-	var verdict error
-	err = p.retries(event).do(ctx, func() error {
-		verdict = p.opts.Policy.Verify(ctx, pl.image.Name, pl.image.Manifest, pl.image.Index)
-		var asked *registry.Error
-		if errors.As(verdict, &asked) {
-			return verdict
-		}
-		return nil // whoever else the policy asks has been asked again already
-	})
-	if err == nil {
-		err = verdict
+	q := question{name: pl.image.Name, manifest: pl.image.Manifest, index: pl.image.Index}
+	refused, err := p.ask(ctx, pl.key.name, q)
+	if refused {
+		p.forgetAdmission(pl.key)
 	}
-	log := p.opts.Logger.With("image", pl.image.Name, "manifest", pl.image.Manifest, "stage", StagePolicy)
-	if err != nil {
-		if ctx.Err() == nil && !temporary(err) {
-			p.forgetAdmission(pl.key)
-		}
-		log.WarnContext(ctx, "image policy does not allow the image", "err", err)
-		return err
-	}
-	log.InfoContext(ctx, "image policy allows the image")
-	return nil
+	return err
 }
 
 // rememberAdmission keeps the verdict for the calls of PullLayer that follow.

@@ -25,10 +25,18 @@ import (
 
 // judge is an image policy that notes what it is asked.
 type judge struct {
-	mu    sync.Mutex
-	asked []string
-	err   error
-	hook  func()
+	mu       sync.Mutex
+	asked    []string
+	err      error
+	hook     func()
+	revision string
+	away     error // why the revision is not known
+}
+
+func (j *judge) Revision(context.Context, string) (string, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.revision, j.away
 }
 
 func (j *judge) Verify(_ context.Context, name string, manifest, index digest.Digest) error {

@@ -228,6 +228,185 @@ func (*RemoveLayerResponse) Descriptor() ([]byte, []int) {
 	return file_layerpuller_proto_rawDescGZIP(), []int{3}
 }
 
+type AdmitImageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The image's name: host/repository[:tag][@digest].
+	Image string `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	// The platform's manifest.
+	ManifestDigest string `protobuf:"bytes,2,opt,name=manifest_digest,json=manifestDigest,proto3" json:"manifest_digest,omitempty"`
+	// The index that leads to it; empty without one.
+	IndexDigest   string `protobuf:"bytes,3,opt,name=index_digest,json=indexDigest,proto3" json:"index_digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdmitImageRequest) Reset() {
+	*x = AdmitImageRequest{}
+	mi := &file_layerpuller_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdmitImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdmitImageRequest) ProtoMessage() {}
+
+func (x *AdmitImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_layerpuller_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdmitImageRequest.ProtoReflect.Descriptor instead.
+func (*AdmitImageRequest) Descriptor() ([]byte, []int) {
+	return file_layerpuller_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *AdmitImageRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *AdmitImageRequest) GetManifestDigest() string {
+	if x != nil {
+		return x.ManifestDigest
+	}
+	return ""
+}
+
+func (x *AdmitImageRequest) GetIndexDigest() string {
+	if x != nil {
+		return x.IndexDigest
+	}
+	return ""
+}
+
+type AdmitImageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdmitImageResponse) Reset() {
+	*x = AdmitImageResponse{}
+	mi := &file_layerpuller_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdmitImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdmitImageResponse) ProtoMessage() {}
+
+func (x *AdmitImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_layerpuller_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdmitImageResponse.ProtoReflect.Descriptor instead.
+func (*AdmitImageResponse) Descriptor() ([]byte, []int) {
+	return file_layerpuller_proto_rawDescGZIP(), []int{5}
+}
+
+type AdmitsAllRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdmitsAllRequest) Reset() {
+	*x = AdmitsAllRequest{}
+	mi := &file_layerpuller_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdmitsAllRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdmitsAllRequest) ProtoMessage() {}
+
+func (x *AdmitsAllRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_layerpuller_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdmitsAllRequest.ProtoReflect.Descriptor instead.
+func (*AdmitsAllRequest) Descriptor() ([]byte, []int) {
+	return file_layerpuller_proto_rawDescGZIP(), []int{6}
+}
+
+type AdmitsAllResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	All           bool                   `protobuf:"varint,1,opt,name=all,proto3" json:"all,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdmitsAllResponse) Reset() {
+	*x = AdmitsAllResponse{}
+	mi := &file_layerpuller_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdmitsAllResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdmitsAllResponse) ProtoMessage() {}
+
+func (x *AdmitsAllResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_layerpuller_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdmitsAllResponse.ProtoReflect.Descriptor instead.
+func (*AdmitsAllResponse) Descriptor() ([]byte, []int) {
+	return file_layerpuller_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *AdmitsAllResponse) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
+}
+
 type PullImageRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// host/repository[:tag][@digest].
@@ -240,7 +419,7 @@ type PullImageRequest struct {
 
 func (x *PullImageRequest) Reset() {
 	*x = PullImageRequest{}
-	mi := &file_layerpuller_proto_msgTypes[4]
+	mi := &file_layerpuller_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -252,7 +431,7 @@ func (x *PullImageRequest) String() string {
 func (*PullImageRequest) ProtoMessage() {}
 
 func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_layerpuller_proto_msgTypes[4]
+	mi := &file_layerpuller_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -265,7 +444,7 @@ func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageRequest.ProtoReflect.Descriptor instead.
 func (*PullImageRequest) Descriptor() ([]byte, []int) {
-	return file_layerpuller_proto_rawDescGZIP(), []int{4}
+	return file_layerpuller_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *PullImageRequest) GetImage() string {
@@ -292,7 +471,7 @@ type PullImageResponse struct {
 
 func (x *PullImageResponse) Reset() {
 	*x = PullImageResponse{}
-	mi := &file_layerpuller_proto_msgTypes[5]
+	mi := &file_layerpuller_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -304,7 +483,7 @@ func (x *PullImageResponse) String() string {
 func (*PullImageResponse) ProtoMessage() {}
 
 func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_layerpuller_proto_msgTypes[5]
+	mi := &file_layerpuller_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -317,7 +496,7 @@ func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageResponse.ProtoReflect.Descriptor instead.
 func (*PullImageResponse) Descriptor() ([]byte, []int) {
-	return file_layerpuller_proto_rawDescGZIP(), []int{5}
+	return file_layerpuller_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PullImageResponse) GetManifestDigest() string {
@@ -336,7 +515,7 @@ type RemoveImageRequest struct {
 
 func (x *RemoveImageRequest) Reset() {
 	*x = RemoveImageRequest{}
-	mi := &file_layerpuller_proto_msgTypes[6]
+	mi := &file_layerpuller_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -348,7 +527,7 @@ func (x *RemoveImageRequest) String() string {
 func (*RemoveImageRequest) ProtoMessage() {}
 
 func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_layerpuller_proto_msgTypes[6]
+	mi := &file_layerpuller_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -361,7 +540,7 @@ func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
 func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
-	return file_layerpuller_proto_rawDescGZIP(), []int{6}
+	return file_layerpuller_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RemoveImageRequest) GetBundle() string {
@@ -379,7 +558,7 @@ type RemoveImageResponse struct {
 
 func (x *RemoveImageResponse) Reset() {
 	*x = RemoveImageResponse{}
-	mi := &file_layerpuller_proto_msgTypes[7]
+	mi := &file_layerpuller_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -391,7 +570,7 @@ func (x *RemoveImageResponse) String() string {
 func (*RemoveImageResponse) ProtoMessage() {}
 
 func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_layerpuller_proto_msgTypes[7]
+	mi := &file_layerpuller_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -404,7 +583,7 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
-	return file_layerpuller_proto_rawDescGZIP(), []int{7}
+	return file_layerpuller_proto_rawDescGZIP(), []int{11}
 }
 
 type ListImagesRequest struct {
@@ -415,7 +594,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_layerpuller_proto_msgTypes[8]
+	mi := &file_layerpuller_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -427,7 +606,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_layerpuller_proto_msgTypes[8]
+	mi := &file_layerpuller_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -440,7 +619,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_layerpuller_proto_rawDescGZIP(), []int{8}
+	return file_layerpuller_proto_rawDescGZIP(), []int{12}
 }
 
 type ListImagesResponse struct {
@@ -454,7 +633,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_layerpuller_proto_msgTypes[9]
+	mi := &file_layerpuller_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -466,7 +645,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_layerpuller_proto_msgTypes[9]
+	mi := &file_layerpuller_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -479,7 +658,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_layerpuller_proto_rawDescGZIP(), []int{9}
+	return file_layerpuller_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -516,7 +695,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_layerpuller_proto_msgTypes[10]
+	mi := &file_layerpuller_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -528,7 +707,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_layerpuller_proto_msgTypes[10]
+	mi := &file_layerpuller_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -541,7 +720,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_layerpuller_proto_rawDescGZIP(), []int{10}
+	return file_layerpuller_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Image) GetManifestDigest() string {
@@ -610,7 +789,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_layerpuller_proto_msgTypes[11]
+	mi := &file_layerpuller_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -622,7 +801,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_layerpuller_proto_msgTypes[11]
+	mi := &file_layerpuller_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -635,7 +814,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_layerpuller_proto_rawDescGZIP(), []int{11}
+	return file_layerpuller_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Usage) GetImages() int64 {
@@ -688,7 +867,7 @@ type GCRequest struct {
 
 func (x *GCRequest) Reset() {
 	*x = GCRequest{}
-	mi := &file_layerpuller_proto_msgTypes[12]
+	mi := &file_layerpuller_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -700,7 +879,7 @@ func (x *GCRequest) String() string {
 func (*GCRequest) ProtoMessage() {}
 
 func (x *GCRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_layerpuller_proto_msgTypes[12]
+	mi := &file_layerpuller_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -713,7 +892,7 @@ func (x *GCRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GCRequest.ProtoReflect.Descriptor instead.
 func (*GCRequest) Descriptor() ([]byte, []int) {
-	return file_layerpuller_proto_rawDescGZIP(), []int{12}
+	return file_layerpuller_proto_rawDescGZIP(), []int{16}
 }
 
 type GCResponse struct {
@@ -730,7 +909,7 @@ type GCResponse struct {
 
 func (x *GCResponse) Reset() {
 	*x = GCResponse{}
-	mi := &file_layerpuller_proto_msgTypes[13]
+	mi := &file_layerpuller_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -742,7 +921,7 @@ func (x *GCResponse) String() string {
 func (*GCResponse) ProtoMessage() {}
 
 func (x *GCResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_layerpuller_proto_msgTypes[13]
+	mi := &file_layerpuller_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -755,7 +934,7 @@ func (x *GCResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GCResponse.ProtoReflect.Descriptor instead.
 func (*GCResponse) Descriptor() ([]byte, []int) {
-	return file_layerpuller_proto_rawDescGZIP(), []int{13}
+	return file_layerpuller_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GCResponse) GetImages() []string {
@@ -796,7 +975,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_layerpuller_proto_msgTypes[14]
+	mi := &file_layerpuller_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -808,7 +987,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_layerpuller_proto_msgTypes[14]
+	mi := &file_layerpuller_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -821,7 +1000,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_layerpuller_proto_rawDescGZIP(), []int{14}
+	return file_layerpuller_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *WatchRequest) GetImage() string {
@@ -870,7 +1049,7 @@ type WatchEvent struct {
 
 func (x *WatchEvent) Reset() {
 	*x = WatchEvent{}
-	mi := &file_layerpuller_proto_msgTypes[15]
+	mi := &file_layerpuller_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -882,7 +1061,7 @@ func (x *WatchEvent) String() string {
 func (*WatchEvent) ProtoMessage() {}
 
 func (x *WatchEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_layerpuller_proto_msgTypes[15]
+	mi := &file_layerpuller_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -895,7 +1074,7 @@ func (x *WatchEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEvent.ProtoReflect.Descriptor instead.
 func (*WatchEvent) Descriptor() ([]byte, []int) {
-	return file_layerpuller_proto_rawDescGZIP(), []int{15}
+	return file_layerpuller_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *WatchEvent) GetTime() int64 {
@@ -1025,7 +1204,15 @@ const file_layerpuller_proto_rawDesc = "" +
 	"\x06inodes\x18\x03 \x01(\x03R\x06inodes\"/\n" +
 	"\x12RemoveLayerRequest\x12\x19\n" +
 	"\bchain_id\x18\x01 \x01(\tR\achainId\"\x15\n" +
-	"\x13RemoveLayerResponse\"@\n" +
+	"\x13RemoveLayerResponse\"u\n" +
+	"\x11AdmitImageRequest\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\x12'\n" +
+	"\x0fmanifest_digest\x18\x02 \x01(\tR\x0emanifestDigest\x12!\n" +
+	"\findex_digest\x18\x03 \x01(\tR\vindexDigest\"\x14\n" +
+	"\x12AdmitImageResponse\"\x12\n" +
+	"\x10AdmitsAllRequest\"%\n" +
+	"\x11AdmitsAllResponse\x12\x10\n" +
+	"\x03all\x18\x01 \x01(\bR\x03all\"@\n" +
 	"\x10PullImageRequest\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x16\n" +
 	"\x06bundle\x18\x02 \x01(\tR\x06bundle\"<\n" +
@@ -1082,10 +1269,13 @@ const file_layerpuller_proto_rawDesc = "" +
 	"\x04code\x18\r \x01(\x05R\x04code\x12\x12\n" +
 	"\x04took\x18\x0f \x01(\x03R\x04took\x12\x14\n" +
 	"\x05added\x18\x10 \x01(\x03R\x05added\x12\x16\n" +
-	"\x06missed\x18\x0e \x01(\x04R\x06missed2\xcb\x01\n" +
+	"\x06missed\x18\x0e \x01(\x04R\x06missed2\x86\x03\n" +
 	"\vLayerPuller\x12Z\n" +
 	"\tPullLayer\x12%.coffer.imagepull.v1.PullLayerRequest\x1a&.coffer.imagepull.v1.PullLayerResponse\x12`\n" +
-	"\vRemoveLayer\x12'.coffer.imagepull.v1.RemoveLayerRequest\x1a(.coffer.imagepull.v1.RemoveLayerResponse2\xc0\x03\n" +
+	"\vRemoveLayer\x12'.coffer.imagepull.v1.RemoveLayerRequest\x1a(.coffer.imagepull.v1.RemoveLayerResponse\x12]\n" +
+	"\n" +
+	"AdmitImage\x12&.coffer.imagepull.v1.AdmitImageRequest\x1a'.coffer.imagepull.v1.AdmitImageResponse\x12Z\n" +
+	"\tAdmitsAll\x12%.coffer.imagepull.v1.AdmitsAllRequest\x1a&.coffer.imagepull.v1.AdmitsAllResponse2\xc0\x03\n" +
 	"\vImagePuller\x12Z\n" +
 	"\tPullImage\x12%.coffer.imagepull.v1.PullImageRequest\x1a&.coffer.imagepull.v1.PullImageResponse\x12`\n" +
 	"\vRemoveImage\x12'.coffer.imagepull.v1.RemoveImageRequest\x1a(.coffer.imagepull.v1.RemoveImageResponse\x12]\n" +
@@ -1106,44 +1296,52 @@ func file_layerpuller_proto_rawDescGZIP() []byte {
 	return file_layerpuller_proto_rawDescData
 }
 
-var file_layerpuller_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_layerpuller_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_layerpuller_proto_goTypes = []any{
 	(*PullLayerRequest)(nil),    // 0: coffer.imagepull.v1.PullLayerRequest
 	(*PullLayerResponse)(nil),   // 1: coffer.imagepull.v1.PullLayerResponse
 	(*RemoveLayerRequest)(nil),  // 2: coffer.imagepull.v1.RemoveLayerRequest
 	(*RemoveLayerResponse)(nil), // 3: coffer.imagepull.v1.RemoveLayerResponse
-	(*PullImageRequest)(nil),    // 4: coffer.imagepull.v1.PullImageRequest
-	(*PullImageResponse)(nil),   // 5: coffer.imagepull.v1.PullImageResponse
-	(*RemoveImageRequest)(nil),  // 6: coffer.imagepull.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil), // 7: coffer.imagepull.v1.RemoveImageResponse
-	(*ListImagesRequest)(nil),   // 8: coffer.imagepull.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),  // 9: coffer.imagepull.v1.ListImagesResponse
-	(*Image)(nil),               // 10: coffer.imagepull.v1.Image
-	(*Usage)(nil),               // 11: coffer.imagepull.v1.Usage
-	(*GCRequest)(nil),           // 12: coffer.imagepull.v1.GCRequest
-	(*GCResponse)(nil),          // 13: coffer.imagepull.v1.GCResponse
-	(*WatchRequest)(nil),        // 14: coffer.imagepull.v1.WatchRequest
-	(*WatchEvent)(nil),          // 15: coffer.imagepull.v1.WatchEvent
+	(*AdmitImageRequest)(nil),   // 4: coffer.imagepull.v1.AdmitImageRequest
+	(*AdmitImageResponse)(nil),  // 5: coffer.imagepull.v1.AdmitImageResponse
+	(*AdmitsAllRequest)(nil),    // 6: coffer.imagepull.v1.AdmitsAllRequest
+	(*AdmitsAllResponse)(nil),   // 7: coffer.imagepull.v1.AdmitsAllResponse
+	(*PullImageRequest)(nil),    // 8: coffer.imagepull.v1.PullImageRequest
+	(*PullImageResponse)(nil),   // 9: coffer.imagepull.v1.PullImageResponse
+	(*RemoveImageRequest)(nil),  // 10: coffer.imagepull.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil), // 11: coffer.imagepull.v1.RemoveImageResponse
+	(*ListImagesRequest)(nil),   // 12: coffer.imagepull.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),  // 13: coffer.imagepull.v1.ListImagesResponse
+	(*Image)(nil),               // 14: coffer.imagepull.v1.Image
+	(*Usage)(nil),               // 15: coffer.imagepull.v1.Usage
+	(*GCRequest)(nil),           // 16: coffer.imagepull.v1.GCRequest
+	(*GCResponse)(nil),          // 17: coffer.imagepull.v1.GCResponse
+	(*WatchRequest)(nil),        // 18: coffer.imagepull.v1.WatchRequest
+	(*WatchEvent)(nil),          // 19: coffer.imagepull.v1.WatchEvent
 }
 var file_layerpuller_proto_depIdxs = []int32{
-	10, // 0: coffer.imagepull.v1.ListImagesResponse.images:type_name -> coffer.imagepull.v1.Image
-	11, // 1: coffer.imagepull.v1.ListImagesResponse.usage:type_name -> coffer.imagepull.v1.Usage
+	14, // 0: coffer.imagepull.v1.ListImagesResponse.images:type_name -> coffer.imagepull.v1.Image
+	15, // 1: coffer.imagepull.v1.ListImagesResponse.usage:type_name -> coffer.imagepull.v1.Usage
 	0,  // 2: coffer.imagepull.v1.LayerPuller.PullLayer:input_type -> coffer.imagepull.v1.PullLayerRequest
 	2,  // 3: coffer.imagepull.v1.LayerPuller.RemoveLayer:input_type -> coffer.imagepull.v1.RemoveLayerRequest
-	4,  // 4: coffer.imagepull.v1.ImagePuller.PullImage:input_type -> coffer.imagepull.v1.PullImageRequest
-	6,  // 5: coffer.imagepull.v1.ImagePuller.RemoveImage:input_type -> coffer.imagepull.v1.RemoveImageRequest
-	8,  // 6: coffer.imagepull.v1.ImagePuller.ListImages:input_type -> coffer.imagepull.v1.ListImagesRequest
-	12, // 7: coffer.imagepull.v1.ImagePuller.GC:input_type -> coffer.imagepull.v1.GCRequest
-	14, // 8: coffer.imagepull.v1.ImagePuller.Watch:input_type -> coffer.imagepull.v1.WatchRequest
-	1,  // 9: coffer.imagepull.v1.LayerPuller.PullLayer:output_type -> coffer.imagepull.v1.PullLayerResponse
-	3,  // 10: coffer.imagepull.v1.LayerPuller.RemoveLayer:output_type -> coffer.imagepull.v1.RemoveLayerResponse
-	5,  // 11: coffer.imagepull.v1.ImagePuller.PullImage:output_type -> coffer.imagepull.v1.PullImageResponse
-	7,  // 12: coffer.imagepull.v1.ImagePuller.RemoveImage:output_type -> coffer.imagepull.v1.RemoveImageResponse
-	9,  // 13: coffer.imagepull.v1.ImagePuller.ListImages:output_type -> coffer.imagepull.v1.ListImagesResponse
-	13, // 14: coffer.imagepull.v1.ImagePuller.GC:output_type -> coffer.imagepull.v1.GCResponse
-	15, // 15: coffer.imagepull.v1.ImagePuller.Watch:output_type -> coffer.imagepull.v1.WatchEvent
-	9,  // [9:16] is the sub-list for method output_type
-	2,  // [2:9] is the sub-list for method input_type
+	4,  // 4: coffer.imagepull.v1.LayerPuller.AdmitImage:input_type -> coffer.imagepull.v1.AdmitImageRequest
+	6,  // 5: coffer.imagepull.v1.LayerPuller.AdmitsAll:input_type -> coffer.imagepull.v1.AdmitsAllRequest
+	8,  // 6: coffer.imagepull.v1.ImagePuller.PullImage:input_type -> coffer.imagepull.v1.PullImageRequest
+	10, // 7: coffer.imagepull.v1.ImagePuller.RemoveImage:input_type -> coffer.imagepull.v1.RemoveImageRequest
+	12, // 8: coffer.imagepull.v1.ImagePuller.ListImages:input_type -> coffer.imagepull.v1.ListImagesRequest
+	16, // 9: coffer.imagepull.v1.ImagePuller.GC:input_type -> coffer.imagepull.v1.GCRequest
+	18, // 10: coffer.imagepull.v1.ImagePuller.Watch:input_type -> coffer.imagepull.v1.WatchRequest
+	1,  // 11: coffer.imagepull.v1.LayerPuller.PullLayer:output_type -> coffer.imagepull.v1.PullLayerResponse
+	3,  // 12: coffer.imagepull.v1.LayerPuller.RemoveLayer:output_type -> coffer.imagepull.v1.RemoveLayerResponse
+	5,  // 13: coffer.imagepull.v1.LayerPuller.AdmitImage:output_type -> coffer.imagepull.v1.AdmitImageResponse
+	7,  // 14: coffer.imagepull.v1.LayerPuller.AdmitsAll:output_type -> coffer.imagepull.v1.AdmitsAllResponse
+	9,  // 15: coffer.imagepull.v1.ImagePuller.PullImage:output_type -> coffer.imagepull.v1.PullImageResponse
+	11, // 16: coffer.imagepull.v1.ImagePuller.RemoveImage:output_type -> coffer.imagepull.v1.RemoveImageResponse
+	13, // 17: coffer.imagepull.v1.ImagePuller.ListImages:output_type -> coffer.imagepull.v1.ListImagesResponse
+	17, // 18: coffer.imagepull.v1.ImagePuller.GC:output_type -> coffer.imagepull.v1.GCResponse
+	19, // 19: coffer.imagepull.v1.ImagePuller.Watch:output_type -> coffer.imagepull.v1.WatchEvent
+	11, // [11:20] is the sub-list for method output_type
+	2,  // [2:11] is the sub-list for method input_type
 	2,  // [2:2] is the sub-list for extension type_name
 	2,  // [2:2] is the sub-list for extension extendee
 	0,  // [0:2] is the sub-list for field type_name
@@ -1160,7 +1358,7 @@ func file_layerpuller_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_layerpuller_proto_rawDesc), len(file_layerpuller_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -13,6 +13,8 @@ import (
 type LayerPullerService interface {
 	PullLayer(context.Context, *PullLayerRequest) (*PullLayerResponse, error)
 	RemoveLayer(context.Context, *RemoveLayerRequest) (*RemoveLayerResponse, error)
+	AdmitImage(context.Context, *AdmitImageRequest) (*AdmitImageResponse, error)
+	AdmitsAll(context.Context, *AdmitsAllRequest) (*AdmitsAllResponse, error)
 }
 
 func RegisterLayerPullerService(srv *ttrpc.Server, svc LayerPullerService) {
@@ -31,6 +33,20 @@ func RegisterLayerPullerService(srv *ttrpc.Server, svc LayerPullerService) {
 					return nil, err
 				}
 				return svc.RemoveLayer(ctx, &req)
+			},
+			"AdmitImage": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req AdmitImageRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.AdmitImage(ctx, &req)
+			},
+			"AdmitsAll": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req AdmitsAllRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.AdmitsAll(ctx, &req)
 			},
 		},
 	})
@@ -57,6 +73,22 @@ func (c *layerpullerClient) PullLayer(ctx context.Context, req *PullLayerRequest
 func (c *layerpullerClient) RemoveLayer(ctx context.Context, req *RemoveLayerRequest) (*RemoveLayerResponse, error) {
 	var resp RemoveLayerResponse
 	if err := c.client.Call(ctx, "coffer.imagepull.v1.LayerPuller", "RemoveLayer", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *layerpullerClient) AdmitImage(ctx context.Context, req *AdmitImageRequest) (*AdmitImageResponse, error) {
+	var resp AdmitImageResponse
+	if err := c.client.Call(ctx, "coffer.imagepull.v1.LayerPuller", "AdmitImage", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *layerpullerClient) AdmitsAll(ctx context.Context, req *AdmitsAllRequest) (*AdmitsAllResponse, error) {
+	var resp AdmitsAllResponse
+	if err := c.client.Call(ctx, "coffer.imagepull.v1.LayerPuller", "AdmitsAll", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -70,6 +70,27 @@ func (c *Client) RemoveLayer(ctx context.Context, chainID digest.Digest) error {
 	})
 }
 
+// AdmitImage asks the guest whether an image that containerd has may be used
+// under this name: PermissionDenied is its policy's no. manifest is that of the
+// platform, index what it was chosen from, or empty.
+func (c *Client) AdmitImage(ctx context.Context, image string, manifest, index digest.Digest) error {
+	return c.call(ctx, func(p api.LayerPullerService) error {
+		_, err := p.AdmitImage(ctx, &api.AdmitImageRequest{Image: image, ManifestDigest: manifest.String(), IndexDigest: index.String()})
+		return err
+	})
+}
+
+// AdmitsAll asks the guest whether AdmitImage needs to be called at all. Where
+// it is true that holds until the guest is started anew.
+func (c *Client) AdmitsAll(ctx context.Context) (all bool, err error) {
+	err = c.call(ctx, func(p api.LayerPullerService) error {
+		resp, err := p.AdmitsAll(ctx, &api.AdmitsAllRequest{})
+		all = resp.GetAll()
+		return err
+	})
+	return all, err
+}
+
 func (c *Client) call(ctx context.Context, do func(api.LayerPullerService) error) error {
 	return c.dial(ctx, func(conn *ttrpc.Client) error { return do(api.NewLayerPullerClient(conn)) })
 }

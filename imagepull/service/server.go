@@ -21,6 +21,11 @@ type LayerPuller interface {
 	PullLayer(ctx context.Context, image string, manifest, chainID digest.Digest) (path string, size, inodes int64, err error)
 	// RemoveLayer takes a layer out of the store; an absent one is no error.
 	RemoveLayer(ctx context.Context, chainID digest.Digest) error
+	// AdmitImage returns nil where an image that is there may be used under
+	// this name.
+	AdmitImage(ctx context.Context, image string, manifest, index digest.Digest) error
+	// AdmitsAll reports that AdmitImage has nothing to refuse or to record.
+	AdmitsAll() bool
 }
 
 // RegisterLayerPuller serves p. The server checks nothing of a request; p does.
@@ -45,6 +50,17 @@ func (h handler) RemoveLayer(ctx context.Context, req *api.RemoveLayerRequest) (
 		return nil, toWire(err)
 	}
 	return &api.RemoveLayerResponse{}, nil
+}
+
+func (h handler) AdmitImage(ctx context.Context, req *api.AdmitImageRequest) (*api.AdmitImageResponse, error) {
+	if err := h.puller.AdmitImage(ctx, req.GetImage(), digest.Digest(req.GetManifestDigest()), digest.Digest(req.GetIndexDigest())); err != nil {
+		return nil, toWire(err)
+	}
+	return &api.AdmitImageResponse{}, nil
+}
+
+func (h handler) AdmitsAll(context.Context, *api.AdmitsAllRequest) (*api.AdmitsAllResponse, error) {
+	return &api.AdmitsAllResponse{All: h.puller.AdmitsAll()}, nil
 }
 
 // toWire keeps class and text. The chain below is left behind: errgrpc would

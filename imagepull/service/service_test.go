@@ -47,6 +47,15 @@ func (p puller) RemoveLayer(ctx context.Context, c digest.Digest) error {
 	return p.pull(ctx)
 }
 
+func (p puller) AdmitImage(ctx context.Context, image string, m, index digest.Digest) error {
+	if image != "host/a:b" || m != manifest || index != "" && index != chain {
+		return fmt.Errorf("got %s %s %s: %w", image, m, index, errdefs.ErrInternal)
+	}
+	return p.pull(ctx)
+}
+
+func (p puller) AdmitsAll() bool { return p.pull(context.Background()) == nil }
+
 // serve returns how to end the server.
 func serve(t *testing.T, socket string, p puller) func() {
 	t.Helper()
@@ -96,6 +105,60 @@ func TestCallAndRestart(t *testing.T) {
 			t.Fatal(err)
 		}
 		stop()
+	}
+}
+
+func TestAdmission(t *testing.T) {
+	t.Parallel()
+	c, socket := client(t)
+	if _, err := c.AdmitsAll(t.Context()); !errdefs.IsUnavailable(err) {
+		t.Errorf("without a guest: %v", err)
+	}
+	stop := serve(t, socket, puller{pull: func(context.Context) error { return nil }})
+	for _, index := range []digest.Digest{"", chain} {
+		if err := c.AdmitImage(t.Context(), "host/a:b", manifest, index); err != nil {
+			t.Error(err)
+		}
+	}
+	if all, err := c.AdmitsAll(t.Context()); err != nil || !all {
+		t.Errorf("got %v, %v", all, err)
+	}
+	stop()
+	denied := fmt.Errorf("policy image host/a:b: image policy: rejected: %w", errdefs.ErrPermissionDenied)
+	defer serve(t, socket, puller{pull: func(context.Context) error { return denied }})()
+	if err := c.AdmitImage(t.Context(), "host/a:b", manifest, ""); !errdefs.IsPermissionDenied(err) || !strings.Contains(err.Error(), "image policy: rejected") {
+		t.Errorf("got %v", err)
+	}
+	if all, err := c.AdmitsAll(t.Context()); err != nil || all {
+		t.Errorf("got %v, %v", all, err)
+	}
+}
+
+// BenchmarkAdmitsAll is what each container's snapshot costs without a policy.
+func BenchmarkAdmitsAll(b *testing.B) {
+	server, err := ttrpc.NewServer()
+	if err != nil {
+		b.Fatal(err)
+	}
+	service.RegisterLayerPuller(server, puller{pull: func(context.Context) error { return nil }})
+	socket := filepath.Join(b.TempDir(), "s")
+	listener, err := (&net.ListenConfig{}).Listen(b.Context(), "unix", socket)
+	if err != nil {
+		b.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(context.WithoutCancel(b.Context()), listener) }()
+	defer func() {
+		_ = server.Close()
+		if err := <-done; !errors.Is(err, ttrpc.ErrServerClosed) {
+			b.Error(err)
+		}
+	}()
+	c := service.NewClient(socket)
+	for b.Loop() {
+		if all, err := c.AdmitsAll(b.Context()); err != nil || !all {
+			b.Fatal(err)
+		}
 	}
 }
 
