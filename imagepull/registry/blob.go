@@ -21,7 +21,9 @@ import (
 //
 // Where the repository has several endpoints they are asked in order, those
 // last that have failed a moment ago: who fetches again after a failure in the
-// middle goes on at another one. See Reject for bytes that turn out wrong.
+// middle goes on at another one. See Reject for bytes that turn out wrong. A
+// failure of the node's cache, also in the middle, is no error: the rest comes
+// from the others.
 func (c *Client) Fetch(ctx context.Context, ref string, desc ocispec.Descriptor, offset int64) (io.ReadCloser, error) {
 	r, err := ParseReference(ref)
 	if err != nil {
@@ -34,10 +36,15 @@ func (c *Client) Fetch(ctx context.Context, ref string, desc ocispec.Descriptor,
 	if err != nil {
 		return nil, err
 	}
-	several := len(list) > 1
+	return c.fetch(ctx, r, desc, c.withCache(list), offset)
+}
+
+// fetch opens a blob at the first of list that has it.
+func (c *Client) fetch(ctx context.Context, r Reference, desc ocispec.Descriptor, list []endpoint, offset int64) (io.ReadCloser, error) {
+	several := len(list) > 1 || c.cache != nil
 	key := blobKey{r.Name(), desc.Digest}
 	var body io.ReadCloser
-	err = c.each(ctx, r, "blob "+desc.Digest.String()+" of "+r.Repository, c.trusted(key, list), func(e endpoint, a asked) error {
+	err := c.each(ctx, r, "blob "+desc.Digest.String()+" of "+r.Repository, c.trusted(key, list), func(e endpoint, a asked) error {
 		opened, err := c.openBlob(ctx, a, desc, offset)
 		if err != nil {
 			return err
@@ -46,6 +53,11 @@ func (c *Client) Fetch(ctx context.Context, ref string, desc ocispec.Descriptor,
 		if several {
 			c.sent(key, e, offset)
 			body = &mirroredBody{ReadCloser: opened, client: c, asked: a, left: desc.Size - offset}
+		}
+		if e.cache {
+			body = &cachedBody{ReadCloser: body, ctx: ctx, offset: offset, size: desc.Size, elsewhere: func(offset int64) (io.ReadCloser, error) {
+				return c.fetch(ctx, r, desc, withoutCache(list), offset)
+			}}
 		}
 		return nil
 	})
@@ -122,7 +134,9 @@ func (b *mirroredBody) Read(p []byte) (int, error) {
 	case nil:
 	case io.EOF:
 		if b.left > 0 {
-			b.client.note(b.asked.endpoint, &Error{Temporary: true})
+			short := b.asked.fail(errdefs.ErrUnavailable, "the blob ends too early")
+			short.Temporary = true
+			b.client.note(b.asked.endpoint, short)
 		}
 	default:
 		b.client.note(b.asked.endpoint, err)

@@ -4,6 +4,7 @@
 package registry
 
 import (
+	"log/slog"
 	"net/http"
 	"runtime"
 	"strings"
@@ -31,6 +32,9 @@ type Options struct {
 	// names, what short names mean; nil is none. What it calls insecure is asked
 	// over HTTPS without a look at the certificate, then over plain HTTP.
 	Config *conf.Config
+	// ConfigSource, where it is not nil, gives Config instead: it is asked by
+	// each Resolve, and what it said last holds for everything else.
+	ConfigSource ConfigSource
 	// CAs is PEM of authorities trusted beside the system's; empty adds none.
 	CAs []byte
 	// TLS is by registry, host or host:port as references name it.
@@ -39,6 +43,13 @@ type Options struct {
 	// only after a registry has refused a request without, and again when it
 	// refuses one with.
 	Credentials CredentialSource
+	// Cache is the node's cache of blobs: http://host[:port], unix:///path or
+	// vsock://CID:PORT; empty is none. It is asked first for blobs, and for
+	// nothing else, without any login. What it does wrong costs a request to the
+	// registry. It is not asked through a proxy.
+	Cache string
+	// Logger gets why the cache is left alone for a while; nil discards it.
+	Logger *slog.Logger
 	// Proxy is used for all registries and token servers.
 	Proxy Proxy
 	// StallTimeout ends a request for which no byte came for so long, be it
@@ -61,7 +72,9 @@ type Options struct {
 type Client struct {
 	http      *http.Client
 	router    *router
-	config    *conf.Config
+	cache     *nodeCache // nil where there is none
+	log       *slog.Logger
+	config    configuration
 	insecure  map[string]bool
 	creds     CredentialSource
 	platform  ocispec.Platform
@@ -88,7 +101,8 @@ func NewClient(opts Options) (*Client, error) {
 	c := &Client{
 		http:      &http.Client{Transport: router},
 		router:    router,
-		config:    opts.Config,
+		log:       opts.Logger,
+		config:    configuration{source: opts.ConfigSource, fixed: opts.Config},
 		insecure:  make(map[string]bool, len(opts.Insecure)),
 		creds:     opts.Credentials,
 		platform:  opts.Platform,
@@ -98,6 +112,14 @@ func NewClient(opts Options) (*Client, error) {
 		schemes:   make(map[string]string),
 		resting:   make(map[string]time.Time),
 		blobs:     make(map[blobKey]*sources),
+	}
+	if c.log == nil {
+		c.log = slog.New(slog.DiscardHandler)
+	}
+	if opts.Cache != "" {
+		if c.cache, err = newNodeCache(opts.Cache, stall); err != nil {
+			return nil, err
+		}
 	}
 	for _, host := range opts.Insecure {
 		c.insecure[strings.ToLower(host)] = true
@@ -120,4 +142,9 @@ func NewClient(opts Options) (*Client, error) {
 func (c *Client) HTTP() *http.Client { return &http.Client{Transport: c.router} }
 
 // Close closes idle connections. Requests that run are not touched.
-func (c *Client) Close() { c.router.closeIdle() }
+func (c *Client) Close() {
+	c.router.closeIdle()
+	if c.cache != nil {
+		c.cache.router.closeIdle()
+	}
+}

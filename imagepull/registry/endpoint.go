@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	oras "oras.land/oras-go/v2/registry"
 )
@@ -30,11 +31,20 @@ type endpoint struct {
 
 	insecure      bool // certificates need not verify, plain HTTP is tried
 	mirror        bool
+	cache         bool   // the node's: registry is its address, namespace the registry's name
 	tags, digests bool   // what it may be asked for
 	namespace     string // sent as parameter ns, if not empty
 }
 
 func (e endpoint) name() string { return e.registry + "/" + e.repository }
+
+// place is what rests together after a failure.
+func (e endpoint) place() string {
+	if e.cache { // it may reach one registry and not another
+		return e.registry + " " + e.namespace
+	}
+	return e.registry
+}
 
 // host is the machine that serves it.
 func (e endpoint) host() string { return oras.Reference{Registry: e.registry}.Host() }
@@ -63,14 +73,21 @@ func (p purpose) allows(e endpoint) bool {
 // endpoints are the places to ask for what r names, in order. There is at least
 // one, or an error with a class.
 func (c *Client) endpoints(r Reference, p purpose) ([]endpoint, error) {
-	named, err := c.config.Endpoints(r.Name())
+	config, err := c.config.now()
+	if err != nil {
+		return nil, err
+	}
+	named, err := config.Endpoints(r.Name())
 	if err != nil {
 		return nil, err
 	}
 	var list, last []endpoint
 	for _, n := range named {
 		registry, repository, _ := strings.Cut(n.Name, "/")
-		e := endpoint{registry, repository, n.Insecure, n.Mirror, n.Tags, n.Digests, n.Namespace}
+		e := endpoint{
+			registry: registry, repository: repository, insecure: n.Insecure, mirror: n.Mirror,
+			tags: n.Tags, digests: n.Digests, namespace: n.Namespace,
+		}
 		switch {
 		case p.allows(e):
 			list = append(list, e)
@@ -101,7 +118,7 @@ func (c *Client) byHealth(list []endpoint) []endpoint {
 	defer c.mu.Unlock()
 	now := time.Now()
 	rests := func(e endpoint) int {
-		if c.resting[e.registry].After(now) {
+		if c.resting[e.place()].After(now) {
 			return 1
 		}
 		return 0
@@ -110,26 +127,31 @@ func (c *Client) byHealth(list []endpoint) []endpoint {
 	return list
 }
 
-// note remembers whether an endpoint could be reached.
+// note remembers whether an endpoint could be reached. The cache rests whatever it
+// did wrong: only that it has not a blob is none of its faults.
 func (c *Client) note(e endpoint, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var failed *Error
 	switch {
 	case err == nil:
-		delete(c.resting, e.registry)
-	case errors.As(err, &failed) && failed.Temporary:
+		delete(c.resting, e.place())
+	case errors.As(err, &failed) && (failed.Temporary || e.cache && !errdefs.IsNotFound(failed)):
+		now := time.Now()
+		if e.cache && !c.resting[e.place()].After(now) {
+			c.log.Warn("the node's cache is left alone for a while, blobs come from the registry", "cache", e.registry, "err", failed.text)
+		}
 		if len(c.resting) >= maxRemembered {
 			clear(c.resting)
 		}
-		c.resting[e.registry] = time.Now().Add(min(max(failed.RetryAfter, restAfterFailure), longestRest))
+		c.resting[e.place()] = now.Add(min(max(failed.RetryAfter, restAfterFailure), longestRest))
 	}
 }
 
 // each asks the endpoints one after the other until one does. A failure is that
-// of all of them, or the end of ctx.
+// of all of them, without that of the cache, or the end of ctx.
 func (c *Client) each(ctx context.Context, r Reference, what string, list []endpoint, ask func(endpoint, asked) error) error {
-	var failed []*Error
+	var failed, cached []*Error
 	for _, e := range list {
 		err := ask(e, newAsked(r, e, what))
 		if len(list) > 1 {
@@ -142,7 +164,14 @@ func (c *Client) each(ctx context.Context, r Reference, what string, list []endp
 		if !ok || ctx.Err() != nil {
 			return err
 		}
+		if e.cache {
+			cached = append(cached, one)
+			continue
+		}
 		failed = append(failed, one)
+	}
+	if failed == nil { // the others' bytes were wrong before
+		failed = cached
 	}
 	return combine(r, what, failed)
 }
@@ -204,12 +233,23 @@ func (c *Client) Reject(ref string, d digest.Digest) bool {
 			s.wrong[e] = true
 		}
 	}
+	for e := range s.sent {
+		if e.cache && len(s.sent) == 1 {
+			c.rejectLocked(e, d)
+		}
+	}
 	clear(s.sent)
 	if slices.ContainsFunc(list, func(e endpoint) bool { return !s.wrong[e] }) {
 		return true
 	}
 	delete(c.blobs, key) // a later pull asks all of them again
 	return false
+}
+
+// rejectLocked lets a cache rest that sent wrong bytes.
+func (c *Client) rejectLocked(e endpoint, d digest.Digest) {
+	c.log.Warn("the node's cache sends wrong bytes: it is left alone for a while", "cache", e.registry, "blob", d)
+	c.resting[e.place()] = time.Now().Add(longestRest)
 }
 
 // trusted leaves out the endpoints whose bytes of a blob were rejected.

@@ -26,7 +26,8 @@ import (
 // with the class of the most telling answer, and temporary if one of them is.
 type Error struct {
 	// Registry is the host as the reference names it; What is what was asked
-	// of it (an image, or a blob of one).
+	// of it (an image, or a blob of one). Registry is empty where none was
+	// asked, for want of the registries configuration.
 	Registry, What string
 	// Status is the HTTP status, 0 where there was no answer.
 	Status int
@@ -42,6 +43,9 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
+	if e.Registry == "" {
+		return e.What + ": " + e.text
+	}
 	s := "registry " + e.Registry + ": " + e.What + ": "
 	if e.via != "" {
 		s += e.via + ": "

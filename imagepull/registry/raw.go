@@ -78,7 +78,7 @@ func (c *Client) Blob(ctx context.Context, ref string, desc ocispec.Descriptor, 
 	if err != nil {
 		return nil, err
 	}
-	body, _, _, err := c.document(ctx, r, list, request{
+	body, _, _, err := c.document(ctx, r, c.withCache(list), request{
 		what: "blob " + desc.Digest.String() + " of " + r.Repository, path: "/blobs/" + desc.Digest.String(),
 		digest: desc.Digest, size: desc.Size, limit: max(limit, 1),
 	})

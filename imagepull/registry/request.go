@@ -26,6 +26,9 @@ const maxErrorBody = 8 << 10
 // below the repository of the endpoint. It returns any answer below 400; others
 // become *Error. The body ends with an *Error when the registry stalls or cuts.
 func (c *Client) get(ctx context.Context, a asked, path string, header http.Header) (*http.Response, error) {
+	if a.endpoint.cache {
+		return c.getCached(ctx, a, path, header)
+	}
 	state := c.authFor(a.endpoint)
 	sent := state.last()
 	ctx = context.WithValue(ctx, sentCredential{}, &sent)

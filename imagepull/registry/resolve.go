@@ -39,10 +39,17 @@ func (c *Client) Resolve(ctx context.Context, ref string, manifest digest.Digest
 			return Image{}, fmt.Errorf("image %s: manifest %w: %w", r, err, errdefs.ErrInvalidArgument)
 		}
 	}
+	if err := c.config.reload(ctx); err != nil {
+		return Image{}, errConfiguration(ctx, r, err)
+	}
 	if short == "" {
 		return c.resolveNamed(ctx, r, manifest)
 	}
-	names, err := c.config.Names(short)
+	config, err := c.config.now()
+	if err != nil {
+		return Image{}, err
+	}
+	names, err := config.Names(short)
 	if err != nil {
 		return Image{}, fmt.Errorf("image %w", err)
 	}
@@ -107,7 +114,7 @@ func (c *Client) resolve(ctx context.Context, r Reference, manifest digest.Diges
 	if err := checkManifest(doc); err != nil {
 		return Image{}, err
 	}
-	body, _, _, err := c.document(ctx, r, w.endpoints, request{
+	body, _, _, err := c.document(ctx, r, c.withCache(w.endpoints), request{
 		what: "config " + doc.Config.Digest.String() + " of " + r.Repository,
 		path: "/blobs/" + doc.Config.Digest.String(), digest: doc.Config.Digest, size: doc.Config.Size,
 	})
