@@ -143,7 +143,7 @@ func (p *Puller) create(ctx context.Context, name string, image registry.Image, 
 	if err := p.measure(ctx, name, image); err != nil {
 		return err
 	}
-	return p.bundler.Create(path, image.Manifest, dirs, image.Config)
+	return p.bundler.Create(path, image.Manifest, dirs, image.Config, toldAccounts(image))
 }
 
 // RemoveImage unmounts a bundle that PullImage made, also in an earlier

@@ -48,8 +48,10 @@ func (b *Bundler) Vacant(bundle string) error {
 // Create writes <bundle>/config.json and mounts layers (directories, from the
 // bottom up) at <bundle>/rootfs, which comes last. On an error nothing of it
 // stays, but the bundle directory. Needs root. A bundle that is there already is
-// AlreadyExists. manifest is what Mounted tells of it later.
-func (b *Bundler) Create(bundle string, manifest digest.Digest, layers []string, image ocispec.Image) (err error) {
+// AlreadyExists. manifest is what Mounted tells of it later. told is what hosts are
+// told of the image's users: an image with files that say otherwise is
+// FailedPrecondition.
+func (b *Bundler) Create(bundle string, manifest digest.Digest, layers []string, image ocispec.Image, told Accounts) (err error) {
 	rootfs, scratch := filepath.Join(bundle, rootfsName), b.scratchOf(bundle)
 	if err := b.Vacant(bundle); err != nil {
 		return err
@@ -81,6 +83,9 @@ func (b *Bundler) Create(bundle string, manifest digest.Digest, layers []string,
 		return failed("mount "+rootfs, err)
 	}
 	defer o.close()
+	if err := told.agree(rootDir{o.root}); err != nil {
+		return err
+	}
 	if err := writeConfig(bundle, rootDir{o.root}, image); err != nil {
 		return err
 	}

@@ -84,7 +84,7 @@ func TestCreate(t *testing.T) {
 			Labels: map[string]string{"org.opencontainers.image.os": "label wins"},
 		},
 	}
-	if err := b.Create(dir, manifest, []string{low, top}, image); err != nil {
+	if err := b.Create(dir, manifest, []string{low, top}, image, bundle.Accounts{}); err != nil {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]string{"a": "top", "b": "low"} {
@@ -114,7 +114,7 @@ func TestCreate(t *testing.T) {
 	if got, _ := os.ReadFile(filepath.Join(low, "b")); string(got) != "low" {
 		t.Error("a write reached the layer")
 	}
-	if err := b.Create(dir, manifest, []string{low}, image); !errdefs.IsAlreadyExists(err) {
+	if err := b.Create(dir, manifest, []string{low}, image, bundle.Accounts{}); !errdefs.IsAlreadyExists(err) {
 		t.Errorf("second Create: %v", err)
 	}
 	held, err := os.Open(filepath.Join(dir, "rootfs", "a"))
@@ -144,7 +144,7 @@ func TestRootfsIsALink(t *testing.T) {
 	if err := errors.Join(os.Mkdir(filepath.Join(work, "other"), 0o755), os.Mkdir(dir, 0o755), os.Symlink("../other", rootfs)); err != nil {
 		t.Fatal(err)
 	}
-	for name, err := range map[string]error{"Vacant": b.Vacant(dir), "Create": b.Create(dir, manifest, []string{l}, ocispec.Image{})} {
+	for name, err := range map[string]error{"Vacant": b.Vacant(dir), "Create": b.Create(dir, manifest, []string{l}, ocispec.Image{}, bundle.Accounts{})} {
 		if !errdefs.IsAlreadyExists(err) || !strings.Contains(err.Error(), "is no directory") {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -204,11 +204,11 @@ func TestFailuresLeaveNothing(t *testing.T) {
 				tc.prepare(t, l)
 			}
 			b, dir := bundle.New(filepath.Join(work, "scratch")), filepath.Join(work, "bundle")
-			if err := b.Create(dir, manifest, []string{l}, tc.image); err == nil || !tc.class(err) || !strings.Contains(err.Error(), tc.text) {
+			if err := b.Create(dir, manifest, []string{l}, tc.image, bundle.Accounts{}); err == nil || !tc.class(err) || !strings.Contains(err.Error(), tc.text) {
 				t.Errorf("got %v", err)
 			}
 			checkGone(t, work, dir)
-			if err := b.Create(dir, manifest, []string{l + "-absent"}, ocispec.Image{}); err == nil {
+			if err := b.Create(dir, manifest, []string{l + "-absent"}, ocispec.Image{}, bundle.Accounts{}); err == nil {
 				t.Error("mounted an absent layer")
 			}
 			checkGone(t, work, dir)

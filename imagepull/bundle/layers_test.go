@@ -35,11 +35,11 @@ func TestManyLayers(t *testing.T) {
 			// Beyond what fsconfig takes, and with mount(2)'s separators.
 			layers = append(layers, layer(t, filepath.Join(work, strings.Repeat("x", 200), strings.Repeat("y:,", 40)), map[string]string{"top": "last"}))
 			b, dir := bundle.New(filepath.Join(work, "scratch")), filepath.Join(work, "bundle")
-			if err := b.Create(dir, manifest, append(layers, layers[0]), ocispec.Image{}); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "501 layers") {
+			if err := b.Create(dir, manifest, append(layers, layers[0]), ocispec.Image{}, bundle.Accounts{}); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "501 layers") {
 				t.Errorf("too many: %v", err)
 			}
 			checkGone(t, work, dir)
-			if err := b.Create(dir, manifest, layers, ocispec.Image{}); err != nil {
+			if err := b.Create(dir, manifest, layers, ocispec.Image{}, bundle.Accounts{}); err != nil {
 				t.Fatal(err)
 			}
 			if got, _ := os.ReadFile(filepath.Join(dir, "rootfs", "top")); string(got) != "last" {
@@ -75,7 +75,7 @@ func TestOpaqueRoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	b, dir := bundle.New(filepath.Join(work, "scratch")), filepath.Join(work, "bundle")
-	if err := b.Create(dir, manifest, layers, ocispec.Image{}); err != nil {
+	if err := b.Create(dir, manifest, layers, ocispec.Image{}, bundle.Accounts{}); err != nil {
 		t.Fatal(err)
 	}
 	entries, err := os.ReadDir(filepath.Join(dir, "rootfs"))
@@ -106,7 +106,7 @@ func TestMounted(t *testing.T) {
 		}
 	}
 	notFound("nothing")
-	if err := bundle.New(scratch).Create(dir, manifest, []string{l}, ocispec.Image{}); err != nil {
+	if err := bundle.New(scratch).Create(dir, manifest, []string{l}, ocispec.Image{}, bundle.Accounts{}); err != nil {
 		t.Fatal(err)
 	}
 	other := bundle.New(scratch)
@@ -122,7 +122,7 @@ func TestMounted(t *testing.T) {
 	if m, err := other.Mounted(dir); m != manifest || err != nil {
 		t.Errorf("got %q, %v", m, err)
 	}
-	if err := other.Create(dir, manifest, []string{l}, ocispec.Image{}); !errdefs.IsAlreadyExists(err) {
+	if err := other.Create(dir, manifest, []string{l}, ocispec.Image{}, bundle.Accounts{}); !errdefs.IsAlreadyExists(err) {
 		t.Errorf("mounted over a mount: %v", err)
 	}
 	if err := other.Remove(dir); err != nil {
@@ -143,7 +143,7 @@ func TestForeignMount(t *testing.T) {
 		t.Fatal(err)
 	}
 	bind(t, rootfs, mounted(t, "tmpfs", "tmpfs", "size=1m"), 0)
-	if err := b.Create(dir, manifest, []string{l}, ocispec.Image{}); !errdefs.IsAlreadyExists(err) {
+	if err := b.Create(dir, manifest, []string{l}, ocispec.Image{}, bundle.Accounts{}); !errdefs.IsAlreadyExists(err) {
 		t.Errorf("covered it: %v", err)
 	}
 	if err := b.Remove(dir); !errdefs.IsFailedPrecondition(err) {
@@ -206,7 +206,7 @@ func TestNoPlaceForTheBundle(t *testing.T) {
 			l, dir := layer(t, filepath.Join(work, "l"), map[string]string{"a": "a"}), filepath.Join(work, "bundle")
 			tc.prepare(t, work, dir)
 			b := bundle.New(filepath.Join(work, "scratch"))
-			if err := b.Create(dir, manifest, []string{l}, ocispec.Image{}); err == nil || !tc.class(err) {
+			if err := b.Create(dir, manifest, []string{l}, ocispec.Image{}, bundle.Accounts{}); err == nil || !tc.class(err) {
 				t.Errorf("got %v", err)
 			}
 			if m, err := b.Mounted(dir); !errdefs.IsNotFound(err) {

@@ -95,7 +95,7 @@ func TestLikeContainerd(t *testing.T) {
 			image := ocispec.Image{Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"}, Config: tc.config}
 			want, wantErr := containerdProcess(t, l, image)
 			b, dir := bundle.New(filepath.Join(work, "scratch")), filepath.Join(work, "bundle")
-			err := b.Create(dir, manifest, []string{l}, image)
+			err := b.Create(dir, manifest, []string{l}, image, bundle.Accounts{})
 			if (err == nil) != (wantErr == nil) {
 				t.Fatalf("coffer: %v, containerd: %v", err, wantErr)
 			}
@@ -140,7 +140,7 @@ func TestVolumes(t *testing.T) {
 			"/": {}, "/proc": {}, "/dev/shm/x": {}, "/sys/../proc/x": {}, "": {},
 		},
 	}}
-	if err := b.Create(dir, manifest, []string{l}, image); err != nil {
+	if err := b.Create(dir, manifest, []string{l}, image, bundle.Accounts{}); err != nil {
 		t.Fatal(err)
 	}
 	spec := readSpec(t, dir)

@@ -37,6 +37,8 @@ type Options struct {
 	// Ready, if set, is called once the source has been read and found fit
 	// for encryption, before anything is written. An error stops the run.
 	Ready func(ctx context.Context) error
+	// Accounts says which images tell hosts their users and groups.
+	Accounts Accounts
 	// Progress, if set, is told of every step, from several goroutines.
 	Progress func(Event)
 }
@@ -53,6 +55,10 @@ type Result struct {
 	// Dropped lists entries of an index that describe the plain image, such
 	// as build attestations and their bills of material; they are left out.
 	Dropped []ocispec.Descriptor
+	// Accounts counts the images that tell their users and groups.
+	Accounts int
+	// Notes are for the publisher to read: what will not work with the image.
+	Notes []string
 }
 
 // Layer pairs a plain layer with its encrypted form.
@@ -99,7 +105,10 @@ func Encrypt(ctx context.Context, src, dst Reference, opts Options) (Result, err
 			return Result{}, err
 		}
 	}
-	e := &encryptor{from: from, to: to, opts: opts, done: map[digest.Digest]ocispec.Descriptor{}}
+	e := &encryptor{
+		from: from, to: to, opts: opts, done: map[digest.Digest]ocispec.Descriptor{},
+		users: map[digest.Digest]string{}, scans: map[digest.Digest]layerAccounts{},
+	}
 	result, err := e.run(ctx, work)
 	if errors.Is(err, ErrOutcomeUnknown) {
 		return Result{}, fmt.Errorf("%w; no answer to the last request: see with coffer inspect %s whether the image is there", err, dst)
@@ -163,9 +172,16 @@ type encryptor struct {
 
 	mu   sync.Mutex
 	done map[digest.Digest]ocispec.Descriptor // by plain digest; guarded by mu
+
+	users map[digest.Digest]string        // USER of the images that tell their accounts, by manifest
+	scans map[digest.Digest]layerAccounts // of the layers that are looked into; values guarded by mu
+	notes []string
 }
 
 func (e *encryptor) run(ctx context.Context, work *plan) (Result, error) {
+	if err := e.planAccounts(ctx, work.root); err != nil {
+		return Result{}, err
+	}
 	group, groupCtx := errgroup.WithContext(ctx)
 	parallel := e.opts.Parallel
 	if parallel <= 0 {
@@ -202,7 +218,7 @@ func (e *encryptor) run(ctx context.Context, work *plan) (Result, error) {
 	if err := e.to.commit(ctx, root, data); err != nil {
 		return Result{}, err
 	}
-	result := Result{Image: root, Images: work.images, Dropped: work.dropped}
+	result := Result{Image: root, Images: work.images, Dropped: work.dropped, Accounts: len(e.users), Notes: e.notes}
 	for _, layer := range work.layers {
 		result.Layers = append(result.Layers, Layer{Plain: layer, Encrypted: e.done[layer.Digest]})
 	}
@@ -252,6 +268,7 @@ func (e *encryptor) rewriteManifest(n *node) (ocispec.Descriptor, []byte, error)
 	for _, layer := range n.manifest.Layers {
 		manifest.Layers = append(manifest.Layers, encryptedDescriptor(layer, e.done[layer.Digest]))
 	}
+	e.annotateAccounts(n, manifest.Layers)
 	return encode(n.desc, manifest, manifest.MediaType)
 }
 

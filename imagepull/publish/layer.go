@@ -90,7 +90,13 @@ func (e *encryptor) encrypt(ctx context.Context, plain ocispec.Descriptor, to *s
 		return ocispec.Descriptor{}, err
 	}
 	verified := content.NewVerifyReader(body, plain)
-	ciphertext, finish, err := handler.Encrypt(e.meter(ctx, verified, plain, Encrypting), blockcipher.AES256CTR)
+	metered := e.meter(ctx, verified, plain, Encrypting)
+	if e.wants(plain.Digest) {
+		accounts := newScan(plain.MediaType)
+		defer func() { e.found(plain.Digest, accounts.end()) }()
+		metered = io.TeeReader(metered, accounts.w)
+	}
+	ciphertext, finish, err := handler.Encrypt(metered, blockcipher.AES256CTR)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -199,6 +200,12 @@ func (c *Component) running() bool {
 		return true
 	}
 }
+
+// Path is the program's file, and Args its arguments.
+func (c *Component) Path() string { return c.path }
+
+// Args are the program's arguments; the caller gets a copy.
+func (c *Component) Args() []string { return slices.Clone(c.args) }
 
 // PID is the process id of the running program as the caller's namespace
 // counts, 0 if it does not run.

@@ -5,7 +5,7 @@ package testbed
 
 import (
 	"context"
-	_ "embed"
+	"embed"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -16,10 +16,22 @@ import (
 )
 
 // containerdConfig is everything of containerd's configuration but coffer's
-// part, which coffer-snapshotter prints.
+// part, which coffer-snapshotter prints: for the newest release, and in the
+// formats of older ones.
 //
-//go:embed containerd.toml.tmpl
-var containerdConfig string
+//go:embed containerd.toml.tmpl containerd2.toml.tmpl containerd3.toml.tmpl
+var containerdConfig embed.FS
+
+// containerdTemplate is the file for a release; "" is the newest.
+func containerdTemplate(release string) string {
+	switch release {
+	case "1.7":
+		return "containerd2.toml.tmpl"
+	case "2.0", "2.1", "2.2":
+		return "containerd3.toml.tmpl"
+	}
+	return "containerd.toml.tmpl"
+}
 
 const hostsConfig = `server = "http://%[1]s"
 
@@ -31,10 +43,11 @@ const hostsConfig = `server = "http://%[1]s"
 // coffer-snapshotter says about itself as an imported drop-in.
 func (t *Testbed) prepareContainerd(ctx context.Context) error {
 	t.pause = t.RegistryHost + "/pause:1"
-	imports := ""
+	imports, inMain := "", ""
 	if !t.opts.Plain {
-		imports = t.path("c", "coffer.toml")
-		if err := t.writeDropIn(ctx, imports); err != nil {
+		imports = t.DropIn()
+		var err error
+		if inMain, err = t.writeDropIn(ctx, imports); err != nil {
 			return err
 		}
 	}
@@ -45,12 +58,12 @@ func (t *Testbed) prepareContainerd(ctx context.Context) error {
 	if err := os.WriteFile(filepath.Join(hosts, "hosts.toml"), fmt.Appendf(nil, hostsConfig, t.RegistryHost), 0o600); err != nil {
 		return err
 	}
-	tmpl, err := template.New("containerd").Parse(containerdConfig)
+	tmpl, err := template.ParseFS(containerdConfig, containerdTemplate(t.opts.Release))
 	if err != nil {
 		return err
 	}
 	var config strings.Builder
-	err = tmpl.Execute(&config, map[string]string{"Dir": t.path("c"), "Tools": t.opts.Tools, "Pause": t.pause, "Imports": imports})
+	err = tmpl.Execute(&config, map[string]string{"Dir": t.path("c"), "Tools": t.opts.Tools, "Pause": t.pause, "Imports": imports, "Main": inMain})
 	if err != nil {
 		return err
 	}
@@ -59,11 +72,20 @@ func (t *Testbed) prepareContainerd(ctx context.Context) error {
 		return err
 	}
 	t.Containerd = t.component("containerd", t.opts.Tools, "--config", file)
+	if t.opts.Kata != nil {
+		return t.prepareKata()
+	}
 	return nil
 }
 
 // ContainerdSocket is where containerd serves.
 func (t *Testbed) ContainerdSocket() string { return t.path("c", "c.sock") }
+
+// DropIn is the file that makes containerd use coffer.
+func (t *Testbed) DropIn() string { return t.path("c", "coffer.toml") }
+
+// SnapshotterConfig is the configuration file of coffer-snapshotter.
+func (t *Testbed) SnapshotterConfig() string { return t.snapshotterConfig() }
 
 // ContainerdState is the folder below which containers' file systems are mounted.
 func (t *Testbed) ContainerdState() string { return t.path("c", "state") }

@@ -117,6 +117,9 @@ func (t *Testbed) GuestPeakRSS() (int64, error) {
 // prepareSnapshotter configures coffer-snapshotter.
 func (t *Testbed) prepareSnapshotter(context.Context) error {
 	config := fmt.Sprintf(snapshotterConfig, t.path("sn"), t.path("sn.sock"), t.ContainerdSocket(), t.path("g.sock"), t.RegistryHost)
+	if t.opts.Kata != nil {
+		config = t.opts.Kata.snapshotter(config)
+	}
 	if err := os.WriteFile(t.snapshotterConfig(), []byte(config), 0o600); err != nil {
 		return err
 	}
@@ -127,11 +130,27 @@ func (t *Testbed) prepareSnapshotter(context.Context) error {
 
 func (t *Testbed) snapshotterConfig() string { return t.path("snapshotter.toml") }
 
-// writeDropIn writes what coffer-snapshotter prints for containerd.
-func (t *Testbed) writeDropIn(ctx context.Context, file string) error {
-	stanza, err := Run(ctx, t.program("coffer-snapshotter"), "config", "containerd", "-c", t.snapshotterConfig())
-	if err != nil {
-		return err
+// writeDropIn writes what coffer-snapshotter prints for containerd, and returns
+// what containerd 1.7 wants in its main file.
+func (t *Testbed) writeDropIn(ctx context.Context, file string) (inMain string, err error) {
+	args := []string{"config", "containerd", "-c", t.snapshotterConfig()}
+	if t.opts.Release != "" {
+		args = append(args, "--containerd", t.opts.Release)
 	}
-	return os.WriteFile(file, []byte(stanza), 0o600)
+	if t.opts.Kata != nil {
+		args = append(args, "--handler", "coffer=io.containerd.standin.v2")
+	}
+	stanza, err := Run(ctx, t.program("coffer-snapshotter"), args...)
+	if err != nil {
+		return "", err
+	}
+	if t.opts.Kata != nil {
+		stanza = t.opts.Kata.dropIn(stanza)
+	}
+	if t.opts.Release == "1.7" {
+		if inMain, err = Run(ctx, t.program("coffer-snapshotter"), append(args, "--main")...); err != nil {
+			return "", err
+		}
+	}
+	return inMain, os.WriteFile(file, []byte(stanza), 0o600)
 }

@@ -32,8 +32,10 @@ type ImageOptions struct {
 	ZeroBytes int
 	// Compressions are used in turn, from the lowest layer on; nil = gzip.
 	Compressions []Compression
-	// Command is the image's default command.
+	// Command is the image's default command, and User its USER: "user" is one
+	// of its names, with the groups "user" and "staff".
 	Command []string
+	User    string
 }
 
 // Image is a test image.
@@ -69,7 +71,7 @@ func NewImage(opts ImageOptions) (*Image, error) {
 		}
 		layers = append(layers, layer)
 	}
-	img, err := ImageOf(v1.Config{Env: []string{"PATH=/bin"}, Cmd: opts.Command}, layers...)
+	img, err := ImageOf(v1.Config{Env: []string{"PATH=/bin"}, Cmd: opts.Command, User: opts.User}, layers...)
 	return &Image{Image: img, Secret: secret}, err
 }
 

@@ -77,7 +77,7 @@ func (b *Tar) system() {
 	}
 	b.Dir("etc", 0o755)
 	b.File("etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/:/bin/sh\n"))
-	b.File("etc/group", 0o644, []byte("root:x:0:\nuser:x:1000:\n"))
+	b.File("etc/group", 0o644, []byte("root:x:0:\nuser:x:1000:\nstaff:x:50:user\n"))
 	b.Dir("tmp", 0o1777)
 }
 

@@ -33,6 +33,10 @@ type Options struct {
 	// Faults puts a fault proxy in front of the registry: all others then
 	// know the registry under the proxy's address.
 	Faults bool
+	// Release is that of containerd in Tools, such as "1.7"; "" is the newest.
+	Release string
+	// Kata runs pods as Kata does, and not as containerd's own runtime.
+	Kata *Kata
 	// Plain leaves coffer's programs out: a registry and a containerd whose
 	// snapshotter is overlayfs.
 	Plain bool
@@ -58,6 +62,8 @@ type Testbed struct {
 	box    *sandbox
 	cgroup string // name of the parent of all containers' cgroups
 	pause  string // reference of the pause image
+
+	extra []*Component
 
 	lock    *os.File
 	closing sync.Once
@@ -136,7 +142,7 @@ func (t *Testbed) Close() error {
 
 func (t *Testbed) closeAll() error {
 	var errs []error
-	for _, c := range slices.Backward(t.components()) {
+	for _, c := range slices.Backward(append(t.components(), t.extra...)) {
 		if c.Running() {
 			errs = append(errs, c.Stop())
 		}
