@@ -10,7 +10,8 @@
 // committed only after digest and size of the blob, its MAC where it is
 // encrypted, the decompressor's own checks and the diff id all hold. Keys come
 // from a KeyUnwrapper and are cleared as soon as a layer's stream has them; a
-// plain image never asks for one.
+// plain image never asks for one. A layer that could not be committed, because a
+// lower one failed or the process ended, is parked in the store for the next pull.
 //
 // The image policy is asked for the name that the caller gave before a layer is
 // fetched or handed out, and the pull is measured before anything of it can be

@@ -68,8 +68,8 @@ type Options struct {
 	// Progress is told what happens, if it is set. It is called from many
 	// goroutines at a time and must not block.
 	Progress func(Event)
-	// Logger gets one line for each pull, each retry and each verdict of
-	// Policy; nil discards them.
+	// Logger gets one line for each pull, each retry, each verdict of Policy and
+	// each layer that is parked; nil discards them.
 	Logger *slog.Logger
 }
 

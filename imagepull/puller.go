@@ -57,13 +57,14 @@ type Puller struct {
 	unpacks   *places
 	kit       kit
 	feed      progress.Feed
+	verdicts  verdicts
 
 	mu        sync.Mutex
 	closed    bool                       // guarded by mu, as are those below
 	pulls     map[pullKey]*pull          // running pulls of images
 	flights   map[digest.Digest]*flight  // layers on their way, by chain id
-	contents  map[contentKey]*content    // blobs on their way
-	originals map[contentKey]original    // committed layers, by what they have
+	contents  map[store.Content]*content // blobs on their way
+	originals map[store.Content]original // committed layers, by what they have
 	admitted  map[pullKey]admission      // verdicts of late
 	bundles   map[string]*mounted        // by path
 	measured  map[pullEvent]*measurement // of images whose layers were handed out
@@ -81,8 +82,8 @@ func NewPuller(r Registry, keys KeyUnwrapper, s *store.Store, opts Options) *Pul
 		unpacks:   newPlaces(opts.MaxUnpacks, opts.MaxUnpacksPerImage),
 		pulls:     make(map[pullKey]*pull),
 		flights:   make(map[digest.Digest]*flight),
-		contents:  make(map[contentKey]*content),
-		originals: make(map[contentKey]original),
+		contents:  make(map[store.Content]*content),
+		originals: make(map[store.Content]original),
 		admitted:  make(map[pullKey]admission),
 		bundles:   make(map[string]*mounted),
 		measured:  make(map[pullEvent]*measurement),

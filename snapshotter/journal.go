@@ -14,10 +14,9 @@ import (
 )
 
 // journal names, on disk, the layers that the puller may hold although no
-// snapshot uses them: a pull that has begun, and a snapshot that was removed. An
-// entry is an empty file named by the chain id's hex part. Entries are added and
-// dropped inside a write transaction of the metadata, or while the chain is in
-// flight.
+// snapshot uses them, since theirs was removed. An entry is an empty file named by
+// the chain id's hex part. Entries are added and dropped inside a write
+// transaction of the metadata, or while the chain is in flight.
 type journal struct{ dir string }
 
 func (j journal) add(chain digest.Digest) error {

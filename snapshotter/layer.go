@@ -28,37 +28,56 @@ type layer struct {
 	labels map[string]string
 }
 
-// prepareLayer makes sure that the layer with chain id ref is in the puller's
-// store and committed here, and says AlreadyExists. No lock and no transaction
-// is held while the puller works, and nothing is stored before it is done.
+// prepareLayer commits the layer with chain id ref, without its content, and says
+// AlreadyExists. It does not wait for the puller: containerd holds a lock until
+// Prepare answers, its garbage collection waits for that lock, and everybody
+// else behind it. Stat waits instead, which containerd's unpacker calls next.
 func (s *Snapshotter) prepareLayer(ctx context.Context, key, parent, ref string, labels map[string]string) error {
 	chain, err := parseChain(ref)
 	if err != nil {
 		return err
 	}
 	l := layer{key: key, name: layerName(chain, parent), parent: parent, chain: chain, labels: labels}
-	if err := s.flights.pull(ctx, chain); err != nil {
-		return err
+	there, err := s.noteLayer(ctx, l)
+	if errdefs.IsNotFound(err) { // the parent
+		if err = s.restore(ctx, parent, err); err == nil {
+			there, err = s.noteLayer(ctx, l)
+		}
 	}
-	defer s.flights.pulled(chain)
-	there, err := s.haveLayer(ctx, l)
 	if err != nil {
 		return err
 	}
-	if !there {
-		if err := s.pullLayer(ctx, l); err != nil {
-			return err
-		}
+	if !there && s.route == Local {
+		s.awaited.add(l.name)
 	}
 	return fmt.Errorf("layer %s: %w", chain, errdefs.ErrAlreadyExists)
 }
 
-func (s *Snapshotter) pullLayer(ctx context.Context, l layer) error {
-	image, manifest, err := s.findImage(ctx, l)
-	if err != nil {
+// noteLayer commits the layer, unless it is committed, and says whether its
+// content is there.
+func (s *Snapshotter) noteLayer(ctx context.Context, l layer) (there bool, err error) {
+	if there, err = s.haveLayer(ctx, l); err != nil || there {
+		return there, err
+	}
+	return false, s.commitLayer(ctx, l)
+}
+
+// getLayer makes sure that a committed layer's content is in the puller's store
+// and linked here. No lock and no transaction is held while the puller works. In
+// the guest route it makes the layer's folder.
+func (s *Snapshotter) getLayer(ctx context.Context, l layer) error {
+	if s.route == Guest {
+		return s.commitLayer(ctx, l)
+	}
+	if err := s.flights.pull(ctx, l.chain); err != nil {
 		return err
 	}
-	if err := s.journal.add(l.chain); err != nil {
+	defer s.flights.pulled(l.chain)
+	if there, err := s.haveLayer(ctx, l); there || err != nil {
+		return err
+	}
+	image, manifest, err := s.findImage(ctx, l)
+	if err != nil {
 		return err
 	}
 	log := s.log.With("image", image, "layer", l.chain)
@@ -71,9 +90,10 @@ func (s *Snapshotter) pullLayer(ctx context.Context, l layer) error {
 	if err := checkLayerDir(path); err != nil {
 		return err
 	}
-	if err := s.commitLayer(ctx, l, path, snapshots.Usage{Size: size, Inodes: inodes}); err != nil {
+	if err := s.linkLayer(ctx, l, path, snapshots.Usage{Size: size, Inodes: inodes}); err != nil {
 		return fmt.Errorf("commit layer %s: %w", l.chain, err)
 	}
+	s.awaited.drop(l.name)
 	log.Info("layer pulled", "snapshot", l.name, "bytes", size, "seconds", time.Since(start).Seconds())
 	return nil
 }
@@ -115,56 +135,70 @@ func (s *Snapshotter) haveLayer(ctx context.Context, l layer) (bool, error) {
 	return err == nil, nil
 }
 
-// commitLayer stores the committed snapshot in one transaction, so that there
-// is no active one at any time, and then takes the layer out of the journal: a
-// crash in between leaves a note too many, which Cleanup drops.
-func (s *Snapshotter) commitLayer(ctx context.Context, l layer, path string, usage snapshots.Usage) error {
+// commitLayer stores the committed snapshot, in one transaction, so that there
+// is no active one at any time. In the guest route it makes a lost folder anew.
+func (s *Snapshotter) commitLayer(ctx context.Context, l layer) error {
 	err := s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		id, _, _, err := storage.GetInfo(ctx, l.name)
-		switch {
-		case err == nil:
-			return s.relink(id, path)
-		case errdefs.IsNotFound(err):
-			return s.createLayer(ctx, l, path, usage)
+		if err == nil && s.route == Guest {
+			if _, err := os.Stat(s.upper(id)); err == nil {
+				return nil // somebody was faster, and may have mounted it
+			}
+			return s.makeEmpty(id, l)
 		}
+		if err == nil || !errdefs.IsNotFound(err) {
+			return err
+		}
+		labels := snapshots.WithLabels(l.labels)
+		snap, err := storage.CreateSnapshot(ctx, snapshots.KindActive, l.key, l.parent, labels)
+		if err != nil {
+			return err
+		}
+		if s.route == Guest {
+			err = s.makeEmpty(snap.ID, l)
+		} else {
+			err = s.makeDir(snap.ID, func(string) error { return nil })
+		}
+		if err != nil {
+			return err
+		}
+		_, err = storage.CommitActive(ctx, l.key, l.name, snapshots.Usage{}, labels)
 		return err
 	})
 	if err != nil {
-		return err
-	}
-	if _, err := s.dropIfUsed(ctx, l.chain); err != nil {
-		s.log.Warn("layer stays noted until the next cleanup", "layer", l.chain, "err", err)
+		return fmt.Errorf("commit layer %s: %w", l.chain, err)
 	}
 	return nil
 }
 
-func (s *Snapshotter) createLayer(ctx context.Context, l layer, path string, usage snapshots.Usage) error {
-	labels := snapshots.WithLabels(l.labels)
-	snap, err := storage.CreateSnapshot(ctx, snapshots.KindActive, l.key, l.parent, labels)
-	if err != nil {
-		return err
-	}
-	err = s.makeDir(snap.ID, func(dir string) error {
-		if err := os.Symlink(path, s.upper(snap.ID)); err != nil {
+// linkLayer gives a committed layer its content. A layer that was removed
+// meanwhile is in the journal.
+func (s *Snapshotter) linkLayer(ctx context.Context, l layer, path string, usage snapshots.Usage) error {
+	return s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
+		if err := ctx.Err(); err != nil {
 			return err
 		}
-		// The link must be on the disk before the metadata that relies on it.
-		return errors.Join(syncDir(dir), syncDir(filepath.Dir(dir)))
+		id, _, _, err := storage.GetInfo(ctx, l.name)
+		if errdefs.IsNotFound(err) {
+			return fmt.Errorf("containerd removed it while it was pulled: pull the image again: %w", errdefs.ErrFailedPrecondition)
+		}
+		if err != nil {
+			return err
+		}
+		return s.relink(id, path, usage)
 	})
-	if err != nil {
-		return err
-	}
-	_, err = storage.CommitActive(ctx, l.key, l.name, usage, labels)
-	return err
 }
 
 // relink points the committed snapshot id to path.
-func (s *Snapshotter) relink(id, path string) error {
-	if target, err := os.Readlink(s.upper(id)); err == nil && target == path {
-		return nil
+func (s *Snapshotter) relink(id, path string, usage snapshots.Usage) error {
+	if err := os.MkdirAll(s.dir(id), 0o700); err != nil {
+		return err
+	}
+	if err := writeUsage(s.usageFile(id), usage); err != nil {
+		return err
 	}
 	link := filepath.Join(s.dir(id), "new")
 	if err := os.RemoveAll(link); err != nil {
@@ -176,7 +210,7 @@ func (s *Snapshotter) relink(id, path string) error {
 	if err := os.Rename(link, s.upper(id)); err != nil {
 		return err
 	}
-	return syncDir(s.dir(id))
+	return errors.Join(syncDir(s.dir(id)), syncDir(s.dir("")))
 }
 
 func checkLayerDir(path string) error {

@@ -80,8 +80,7 @@ func TestImageComesFromLabelsOrFinder(t *testing.T) {
 			t.Parallel()
 			g := newGuest(t)
 			sn := open(t, t.TempDir(), g)
-			_, err := sn.Prepare(t.Context(), "key", "", ref(chain), snapshots.WithLabels(tc.labels))
-			wantError(t, err, errdefs.ErrAlreadyExists, "")
+			noError(t, getLayer(t.Context(), sn, "key", "", chain, snapshots.WithLabels(tc.labels)))
 			if g.images[chain] != tc.want {
 				t.Errorf("got %q, want %q", g.images[chain], tc.want)
 			}
@@ -89,7 +88,7 @@ func TestImageComesFromLabelsOrFinder(t *testing.T) {
 	}
 }
 
-func TestFailedPullLeavesNothing(t *testing.T) {
+func TestFailedPull(t *testing.T) {
 	t.Parallel()
 	for _, class := range []error{
 		errdefs.ErrUnauthenticated, errdefs.ErrPermissionDenied, errdefs.ErrDataLoss,
@@ -103,14 +102,19 @@ func TestFailedPullLeavesNothing(t *testing.T) {
 			pull(t, sn, list[:1])
 			denied := fmt.Errorf("kbs http://kbs: rule r of policy p: %w", class)
 			g.set(func(g *guest) { g.fail[list[1]] = denied })
-			_, err := sn.Prepare(t.Context(), "key", list[0].String(), ref(list[1]))
-			if !errors.Is(err, class) || err.Error() != denied.Error() {
-				t.Errorf("got %v, want %v", err, denied)
+			err := getLayer(t.Context(), sn, "key", list[0].String(), list[1])
+			want := class
+			if errors.Is(class, errdefs.ErrNotFound) {
+				want = errdefs.ErrFailedPrecondition // not the unpacker's own NotFound
 			}
-			if diff := cmp.Diff([]string{"Committed " + list[0].String()}, names(t, sn)); diff != "" {
-				t.Error(diff)
+			wantError(t, err, want, denied.Error())
+			if errdefs.IsNotFound(err) != errors.Is(want, errdefs.ErrNotFound) {
+				t.Errorf("the unpacker takes %v for a lost snapshot", err)
 			}
-			if diff := cmp.Diff([]string{"1"}, entries(t, root, "snapshots")); diff != "" {
+			// The container of a layer that is not there fails for the same reason.
+			_, err = sn.Prepare(t.Context(), "container", list[1].String())
+			wantError(t, err, class, denied.Error())
+			if diff := cmp.Diff([]string{"Committed " + list[0].String(), "Committed " + list[1].String()}, names(t, sn)); diff != "" {
 				t.Error(diff)
 			}
 			g.set(func(g *guest) { delete(g.fail, list[1]) })
@@ -141,13 +145,13 @@ func TestFolderOfAnotherMachine(t *testing.T) {
 			sn := open(t, root, g)
 			chain := chains("elsewhere", 1)[0]
 			g.set(func(g *guest) { g.lie = tc.path })
-			_, err := sn.Prepare(t.Context(), "key", "", ref(chain))
-			wantError(t, err, tc.class, tc.text)
+			wantError(t, getLayer(t.Context(), sn, "key", "", chain), tc.class, tc.text)
+			// The guest has the layer, so it must be told that nobody wants it.
+			noError(t, sn.Remove(t.Context(), chain.String()))
+			noError(t, sn.Cleanup(t.Context()))
 			if left := append(names(t, sn), entries(t, root, "snapshots")...); len(left) > 0 {
 				t.Errorf("%v is left", left)
 			}
-			// The guest has the layer, so it must be told that nobody wants it.
-			noError(t, sn.Cleanup(t.Context()))
 			if g.has(chain) {
 				t.Error("the layer stays in the guest")
 			}
@@ -157,7 +161,7 @@ func TestFolderOfAnotherMachine(t *testing.T) {
 	}
 }
 
-func TestPrepareHonoursCancellation(t *testing.T) {
+func TestPullHonoursCancellation(t *testing.T) {
 	t.Parallel()
 	root, g := t.TempDir(), newGuest(t)
 	sn := open(t, root, g)
@@ -165,10 +169,7 @@ func TestPrepareHonoursCancellation(t *testing.T) {
 	g.hold[chain] = make(chan struct{})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() {
-		_, err := sn.Prepare(ctx, "key", "", ref(chain))
-		done <- err
-	}()
+	go func() { done <- getLayer(ctx, sn, "key", "", chain) }()
 	<-g.holding
 	// Nothing is locked while the guest works.
 	if _, err := sn.Prepare(t.Context(), "other", ""); err != nil {
@@ -177,7 +178,7 @@ func TestPrepareHonoursCancellation(t *testing.T) {
 	noError(t, sn.Cleanup(t.Context()))
 	cancel()
 	wantError(t, <-done, context.Canceled, "")
-	if diff := cmp.Diff([]string{"Active other"}, names(t, sn)); diff != "" {
+	if diff := cmp.Diff([]string{"Active other", "Committed " + chain.String()}, names(t, sn)); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -193,8 +194,7 @@ func TestConcurrentPrepares(t *testing.T) {
 			parent := ""
 			for _, chain := range list {
 				key := fmt.Sprintf("ns%d/1/extract %s", i, chain)
-				_, err := sn.Prepare(t.Context(), key, parent, ref(chain))
-				wantError(t, err, errdefs.ErrAlreadyExists, "")
+				noError(t, getLayer(t.Context(), sn, key, parent, chain))
 				parent = chain.String()
 			}
 		})
@@ -225,7 +225,7 @@ func TestWipedGuest(t *testing.T) {
 	_, err := sn.Mounts(t.Context(), "before")
 	wantError(t, err, errdefs.ErrUnavailable, "remove the image and its containers")
 	_, err = sn.Prepare(t.Context(), "after", list[1].String())
-	wantError(t, err, errdefs.ErrUnavailable, g.path(list[0])+" is gone from the guest's layer store")
+	wantError(t, err, errdefs.ErrUnavailable, g.path(list[0])+" is not in the guest's layer store")
 	_, err = sn.View(t.Context(), "view", list[1].String())
 	wantError(t, err, errdefs.ErrUnavailable, "cannot be pulled again")
 	if got := names(t, sn); len(got) != len(list)+1 {
@@ -321,6 +321,7 @@ func TestBadRequests(t *testing.T) {
 	}
 	_, err := sn.Prepare(t.Context(), "key", list[0].String(), ref(list[1]))
 	wantError(t, err, errdefs.ErrNotFound, "pull it again")
+	wantError(t, err, errdefs.ErrNotFound, "cannot be made anew")
 	if n := g.count(list[1]); n != 0 {
 		t.Errorf("pulled %d times on a missing parent", n)
 	}

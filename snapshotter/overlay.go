@@ -21,8 +21,9 @@ import (
 )
 
 // Prepare makes a writable snapshot on parent and returns its mounts. With the
-// label containerd.io/snapshot.ref it pulls that image layer instead, blocks
-// until it is there, and answers AlreadyExists.
+// label containerd.io/snapshot.ref it commits that image layer instead and answers
+// AlreadyExists. In the local route whoever needs the layer first pulls it, as a
+// rule the Stat that follows.
 func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) (_ []mount.Mount, err error) {
 	defer func() { err = s.outOfSpace(err) }()
 	var base snapshots.Info
@@ -34,6 +35,12 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 	if ref := base.Labels[snapshots.LabelSnapshotRef]; ref != "" {
 		return nil, s.prepareLayer(ctx, key, parent, ref, base.Labels)
 	}
+	if err := s.checkExtraction(ctx, key); err != nil {
+		return nil, err
+	}
+	if err := s.admit(ctx, key, parent); err != nil {
+		return nil, fmt.Errorf("create snapshot %s: %w", key, err)
+	}
 	return s.healed(ctx, parent, func() ([]mount.Mount, error) {
 		return s.create(ctx, snapshots.KindActive, key, parent, opts)
 	})
@@ -41,6 +48,9 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 
 // View makes a read-only snapshot of parent and returns its mounts.
 func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	if err := s.admit(ctx, key, parent); err != nil {
+		return nil, fmt.Errorf("create snapshot %s: %w", key, err)
+	}
 	mounts, err := s.healed(ctx, parent, func() ([]mount.Mount, error) {
 		return s.create(ctx, snapshots.KindView, key, parent, opts)
 	})
@@ -51,10 +61,15 @@ func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snap
 func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
 	var snap storage.Snapshot
 	var info snapshots.Info
+	var image guestImage
 	err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
-		if snap, err = storage.GetSnapshot(ctx, key); err == nil {
-			_, info, _, err = storage.GetInfo(ctx, key)
+		if snap, err = storage.GetSnapshot(ctx, key); err != nil {
+			return err
 		}
+		if _, info, _, err = storage.GetInfo(ctx, key); err != nil {
+			return err
+		}
+		image, err = s.guestImage(ctx, info.Kind, info.Parent)
 		return err
 	})
 	if err != nil {
@@ -64,7 +79,7 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 		if err := s.checkParents(snap); err != nil {
 			return nil, fmt.Errorf("mounts of snapshot %s: %w", key, err)
 		}
-		mounts, err := s.mounts(snap)
+		mounts, err := s.mounts(snap, image)
 		if err != nil {
 			return nil, fmt.Errorf("mounts of snapshot %s: %w", key, err)
 		}
@@ -105,12 +120,16 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 		if err := s.checkParents(snap); err != nil {
 			return err
 		}
-		if mounts, err = s.mounts(snap); err != nil {
-			return err // before anything is made
-		}
 		_, info, _, err := storage.GetInfo(ctx, key)
 		if err != nil {
 			return err
+		}
+		image, err := s.guestImage(ctx, kind, parent)
+		if err != nil {
+			return err
+		}
+		if mounts, err = s.mounts(snap, image); err != nil {
+			return err // before anything is made
 		}
 		return s.makeDir(snap.ID, func(string) error { return s.makeUpper(snap, info.Labels) })
 	})
@@ -188,16 +207,19 @@ func (s *Snapshotter) checkParents(snap storage.Snapshot) error {
 		if err == nil {
 			continue
 		}
-		target, linkErr := os.Readlink(s.upper(id))
-		if linkErr != nil || !errors.Is(err, fs.ErrNotExist) {
+		if !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("parent: %w", err)
 		}
-		return fmt.Errorf("image layer %s is %w", target, errGone)
+		folder, linkErr := os.Readlink(s.upper(id))
+		if linkErr != nil {
+			folder = s.upper(id)
+		}
+		return fmt.Errorf("image layer %s is %w", folder, errGone)
 	}
 	return nil
 }
 
-func (s *Snapshotter) mounts(snap storage.Snapshot) (_ []mount.Mount, err error) {
+func (s *Snapshotter) mounts(snap storage.Snapshot, image guestImage) (_ []mount.Mount, err error) {
 	if snap.ParentIDs, err = s.visible(snap.ParentIDs); err != nil {
 		return nil, err
 	}
@@ -220,7 +242,7 @@ func (s *Snapshotter) mounts(snap storage.Snapshot) (_ []mount.Mount, err error)
 		lower[i] = s.upper(id)
 	}
 	options = append(options, "lowerdir="+strings.Join(lower, ":"))
-	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: append(options, s.overlayOptions...)}}, nil
+	return s.guestMounts(mount.Mount{Type: "overlay", Source: "overlay", Options: append(options, s.overlayOptions...)}, image)
 }
 
 // visible are the parents, top first, down to the first whose root directory is

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -18,6 +19,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.uber.org/goleak"
 )
 
@@ -38,6 +40,7 @@ type guest struct {
 	holding chan digest.Digest              // hears of pulls that wait
 	remove  chan struct{}                   // not nil: removals wait
 	lie     string                          // guarded by mu; the folder it names instead of the true one
+	stack   []digest.Digest                 // guarded by mu; the layers of the only image, where FindLayers finds one
 }
 
 func newGuest(t *testing.T) *guest {
@@ -153,13 +156,22 @@ func ref(chain digest.Digest) snapshots.Opt {
 	return snapshots.WithLabels(map[string]string{snapshots.LabelSnapshotRef: chain.String(), "containerd.io/snapshot/kept": "yes"})
 }
 
-// pull prepares a chain of layers as containerd's unpacker does.
+// getLayer gets a layer as containerd's unpacker does: Prepare, which always says
+// that it is there, and Stat. The other requests do not come by CRI.
+func getLayer(ctx context.Context, sn snapshots.Snapshotter, key, parent string, chain digest.Digest, opts ...snapshots.Opt) error {
+	if _, err := sn.Prepare(ctx, key, parent, append(opts, ref(chain))...); !errdefs.IsAlreadyExists(err) {
+		return fmt.Errorf("prepare %s: %w", key, err)
+	}
+	_, err := sn.Stat(ctx, chain.String())
+	return err
+}
+
+// pull gets a chain of layers.
 func pull(t *testing.T, sn snapshots.Snapshotter, list []digest.Digest) {
 	t.Helper()
 	parent := ""
 	for _, chain := range list {
-		_, err := sn.Prepare(t.Context(), "default/1/extract-"+chain.String(), parent, ref(chain))
-		wantError(t, err, errdefs.ErrAlreadyExists, chain.String())
+		noError(t, getLayer(t.Context(), sn, "default/1/extract-"+chain.String(), parent, chain))
 		parent = chain.String()
 	}
 }
@@ -199,4 +211,23 @@ func noError(t *testing.T, err error) {
 	if err != nil {
 		t.Error(err)
 	}
+}
+
+// FindLayers finds the only image.
+func (g *guest) FindLayers(_ context.Context, chain digest.Digest) (found []map[string]string, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	at := slices.Index(g.stack, chain)
+	if at < 0 {
+		return nil, fmt.Errorf("no manifest has the layer %s: %w", chain, errdefs.ErrNotFound)
+	}
+	for _, c := range g.stack[:at+1] {
+		found = append(found, map[string]string{snapshots.LabelSnapshotRef: c.String()})
+	}
+	return found, nil
+}
+
+// FindBlob knows of no blob.
+func (g *guest) FindBlob(_ context.Context, chain digest.Digest) (ocispec.Descriptor, bool, error) {
+	return ocispec.Descriptor{}, false, fmt.Errorf("no manifest has the layer %s: %w", chain, errdefs.ErrNotFound)
 }

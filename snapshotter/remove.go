@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -17,8 +18,13 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// trash begins the names of folders that are being deleted.
-const trash = "removed-"
+const (
+	// trash begins the names of folders that are being deleted.
+	trash = "removed-"
+	// releaseBatch is how many layers are kept from being pulled while it is seen
+	// which of them are used.
+	releaseBatch = 64
+)
 
 // Remove removes a snapshot that has no children. The layer behind an image
 // layer's snapshot is noted on disk and released by Cleanup, which containerd
@@ -33,9 +39,10 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 			return err
 		}
 		chain, ok := layerChain(key)
-		if _, err := os.Readlink(s.upper(id)); err != nil || !ok || kind != snapshots.KindCommitted {
-			return nil //nolint:nilerr // a folder, not a link: no image layer
+		if st, err := os.Lstat(s.upper(id)); !ok || kind != snapshots.KindCommitted || err == nil && st.IsDir() {
+			return nil // a folder of its own: nothing of the puller's
 		}
+		s.awaited.drop(key)
 		return s.journal.add(chain)
 	})
 	if err != nil {
@@ -59,32 +66,57 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("clean up %s: %w", s.root, err)
 	}
-	for i, chain := range chains {
-		err := s.releaseLayer(ctx, chain)
-		switch {
-		case err == nil:
-		case errdefs.IsUnavailable(err) || ctx.Err() != nil:
-			s.log.Warn("layers stay in the guest until the next cleanup", "layers", len(chains)-i, "err", err)
+	for noted := range slices.Chunk(chains, releaseBatch) {
+		if err := s.releaseLayers(ctx, noted); err != nil {
+			s.log.Warn("layers stay in the guest until the next cleanup", "err", err)
 			return nil //nolint:nilerr // noted, and tried again
-		default:
-			s.log.Warn("layer stays in the guest until the next cleanup", "layer", chain, "err", err)
 		}
 	}
 	return nil
 }
 
-// releaseLayer removes a noted layer from the puller's store, unless a snapshot
-// uses it or it is being pulled.
-func (s *Snapshotter) releaseLayer(ctx context.Context, chain digest.Digest) error {
-	done, ok := s.flights.remove(chain)
-	if !ok {
-		return nil
+// releaseLayers removes noted layers from the puller's store, but those that a
+// snapshot uses or that are being pulled. It looks at all snapshots once for all
+// of them, since that takes longer than anything else. An error says that there is
+// no use in going on.
+func (s *Snapshotter) releaseLayers(ctx context.Context, noted []digest.Digest) error {
+	held := make(map[digest.Digest]func(), len(noted))
+	for _, chain := range noted {
+		if done, ok := s.flights.remove(chain); ok {
+			held[chain] = done
+		}
 	}
-	defer done()
-	used, err := s.dropIfUsed(ctx, chain)
-	if used || err != nil {
+	defer func() {
+		for _, done := range held {
+			done()
+		}
+	}()
+	users, err := s.layerUsers(ctx) // none is pulled meanwhile
+	if err != nil {
 		return err
 	}
+	for chain, done := range held {
+		user, used := users[chain]
+		if used {
+			err = s.dropUsed(ctx, chain, user)
+		} else {
+			err = s.releaseLayer(ctx, chain)
+		}
+		switch {
+		case err == nil:
+		case errdefs.IsUnavailable(err) || errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil:
+			return err
+		default:
+			s.log.Warn("layer stays in the guest until the next cleanup", "layer", chain, "err", err)
+		}
+		done()
+		delete(held, chain)
+	}
+	return nil
+}
+
+// releaseLayer removes a layer that nobody uses.
+func (s *Snapshotter) releaseLayer(ctx context.Context, chain digest.Digest) error {
 	ctx, cancel := context.WithTimeout(ctx, s.releaseTimeout)
 	defer cancel()
 	if err := s.puller.RemoveLayer(ctx, chain); err != nil && !errdefs.IsNotFound(err) {
@@ -94,23 +126,34 @@ func (s *Snapshotter) releaseLayer(ctx context.Context, chain digest.Digest) err
 	return s.journal.drop(chain)
 }
 
-// dropIfUsed takes a chain that a snapshot uses out of the journal, in a write
-// transaction, so that a Remove at the same time is not forgotten.
-func (s *Snapshotter) dropIfUsed(ctx context.Context, chain digest.Digest) (used bool, err error) {
-	err = s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
+// layerUsers is, for each image layer, a snapshot that is of it.
+func (s *Snapshotter) layerUsers(ctx context.Context) (map[digest.Digest]string, error) {
+	users := make(map[digest.Digest]string)
+	err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) error {
 		names, err := storage.IDMap(ctx)
-		if ignoreEmpty(err) != nil {
-			return err
-		}
 		for _, name := range names {
-			if c, ok := layerChain(name); ok && c == chain {
-				used = true
-				return s.journal.drop(chain)
+			if chain, ok := layerChain(name); ok {
+				users[chain] = name
 			}
 		}
-		return nil
+		return ignoreEmpty(err)
 	})
-	return used, err
+	return users, err
+}
+
+// dropUsed takes a chain out of the journal if the snapshot user is still there,
+// in a write transaction, so that a Remove at the same time is not forgotten.
+func (s *Snapshotter) dropUsed(ctx context.Context, chain digest.Digest, user string) error {
+	return s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
+		_, _, _, err := storage.GetInfo(ctx, user)
+		if errdefs.IsNotFound(err) {
+			return nil // the next cleanup looks again
+		}
+		if err != nil {
+			return err
+		}
+		return s.journal.drop(chain)
+	})
 }
 
 // removeLeftovers deletes what crashes left. The folders are renamed in a

@@ -1,16 +1,18 @@
 // SPDX-FileCopyrightText: The coffer authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package snapshotter is coffer's containerd snapshotter, in its local route:
-// the machine is itself the TEE, and an in-TEE puller on the same machine
-// fetches, decrypts and unpacks layers.
+// Package snapshotter is coffer's containerd snapshotter. It has two routes. In
+// the local route the machine is itself the TEE, and an in-TEE puller on the same
+// machine fetches, decrypts and unpacks layers. In the guest route Kata runs
+// containers in a virtual machine that is the TEE, and pulls images in there.
 //
 // A snapshot that containerd prepares with the label containerd.io/snapshot.ref
-// is an image layer. The snapshotter asks the puller for the layer of that
-// chain id, commits a snapshot that links to the puller's folder, and answers
-// AlreadyExists (containerd's remote snapshot protocol), so that containerd
-// never fetches a layer blob. Every other snapshot is an ordinary overlay
-// snapshot.
+// is an image layer. The snapshotter commits it and answers AlreadyExists
+// (containerd's remote snapshot protocol), so that containerd never fetches a
+// layer blob. In the local route it has asked the puller for the layer of that
+// chain id, and the snapshot links to the puller's folder. In the guest route the
+// snapshot is empty, and the mounts of a container on top tell Kata to pull.
+// Every other snapshot is an ordinary overlay snapshot.
 //
 // Labels and chain ids come from containerd, which is not trusted here: they
 // say what to pull, and the puller verifies what it pulled. The package decrypts
@@ -18,6 +20,7 @@
 package snapshotter
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +36,7 @@ import (
 	"github.com/containerd/continuity/fs"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
@@ -50,11 +54,19 @@ type LayerPuller interface {
 	RemoveLayer(ctx context.Context, chainID digest.Digest) error
 }
 
-// ImageFinder names an image that has the layer with this chain id, in the
-// containerd namespace of ctx: registry and repository, and the digest of the
-// manifest.
+// ImageFinder finds an image that has the layer with this chain id, in the
+// containerd namespace of ctx.
 type ImageFinder interface {
+	// FindImage names it: registry and repository, and the digest of the
+	// manifest.
 	FindImage(ctx context.Context, chainID digest.Digest) (image string, manifest digest.Digest, err error)
+	// FindLayers lists its layers from the lowest up to that one: of each
+	// the labels with which containerd prepares it in a pull, those of CRI
+	// left out.
+	FindLayers(ctx context.Context, chainID digest.Digest) ([]map[string]string, error)
+	// FindBlob returns what a manifest says of that layer, and whether its
+	// blob is in containerd.
+	FindBlob(ctx context.Context, chainID digest.Digest) (blob ocispec.Descriptor, there bool, err error)
 }
 
 // Options of a Snapshotter. The zero value is ready to use.
@@ -63,6 +75,15 @@ type Options struct {
 	Logger *slog.Logger
 	// ReleaseTimeout bounds one RemoveLayer call. Zero means one minute.
 	ReleaseTimeout time.Duration
+	// Route is where layers are unpacked. Empty means Local.
+	Route Route
+	// Guest is for the route Guest.
+	Guest GuestOptions
+	// Admitter is asked, before a container's snapshot is made, about the
+	// images that Images lists for its layers. nil asks nobody, and so does
+	// the route Guest; with an Admitter there must be Images.
+	Admitter Admitter
+	Images   ImageLister
 }
 
 const (
@@ -73,8 +94,9 @@ const (
 // Snapshotter implements snapshots.Snapshotter and snapshots.Cleaner.
 //
 // On disk, below its root: metadata.db; snapshots/<id>/fs, which is a folder or,
-// for an image layer, a symbolic link to the puller's folder; snapshots/<id>/work;
-// layers/, the names of layers that the puller may hold without a snapshot here.
+// for an image layer in the local route, a symbolic link to the puller's folder;
+// snapshots/<id>/work; layers/, the names of layers that the puller may hold
+// without a snapshot here; route, in the guest route, with its name.
 type Snapshotter struct {
 	root           string
 	ms             *storage.MetaStore
@@ -82,9 +104,15 @@ type Snapshotter struct {
 	finder         ImageFinder
 	journal        journal
 	flights        flights
+	awaited        awaited
 	overlayOptions []string
 	log            *slog.Logger
 	releaseTimeout time.Duration
+	route          Route
+	guest          GuestOptions
+	mountType      string // of what Kata is to pull
+	admitter       Admitter
+	images         ImageLister
 }
 
 var (
@@ -93,10 +121,14 @@ var (
 )
 
 // Open opens the snapshotter's folder, making it if needed. One process at a
-// time may have a root open. It removes nothing: call Cleanup once after Open.
+// time may have a root open, always in one route. It removes nothing: call
+// Cleanup once after Open. In the guest route there need be no puller.
 func Open(root string, puller LayerPuller, finder ImageFinder, o Options) (*Snapshotter, error) {
 	if !filepath.IsAbs(root) || strings.ContainsAny(root, ":,\\") {
 		return nil, fmt.Errorf("snapshotter root %q must be an absolute path without colon, comma or backslash, which overlay mounts cannot express: %w", root, errdefs.ErrInvalidArgument)
+	}
+	if o.Admitter != nil && o.Images == nil {
+		return nil, fmt.Errorf("an Admitter needs Images: %w", errdefs.ErrInvalidArgument)
 	}
 	s := &Snapshotter{
 		root:           filepath.Clean(root),
@@ -104,8 +136,13 @@ func Open(root string, puller LayerPuller, finder ImageFinder, o Options) (*Snap
 		finder:         finder,
 		journal:        journal{dir: filepath.Join(root, "layers")},
 		flights:        flights{chains: map[digest.Digest]*flight{}},
+		awaited:        awaited{layers: map[string]expected{}},
 		log:            o.Logger,
 		releaseTimeout: o.ReleaseTimeout,
+		route:          cmp.Or(o.Route, Local),
+		guest:          o.Guest,
+		admitter:       o.Admitter,
+		images:         o.Images,
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -117,6 +154,9 @@ func Open(root string, puller LayerPuller, finder ImageFinder, o Options) (*Snap
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("open snapshotter: %w", err)
 		}
+	}
+	if err := s.openRoute(); err != nil {
+		return nil, err
 	}
 	dtype, err := fs.SupportsDType(s.root)
 	if err != nil {
@@ -130,7 +170,7 @@ func Open(root string, puller LayerPuller, finder ImageFinder, o Options) (*Snap
 }
 
 func (s *Snapshotter) openMetadata() error {
-	db := filepath.Join(s.root, "metadata.db")
+	db := s.database()
 	ms, err := storage.NewMetaStore(db, func(o *bolt.Options) error {
 		o.Timeout = openTimeout
 		return nil
@@ -169,13 +209,25 @@ func overlayOptions(root string, log *slog.Logger) []string {
 // Close closes the metadata. Calls that are still running fail.
 func (s *Snapshotter) Close() error { return s.ms.Close() }
 
-// Stat returns the snapshot named name, active or committed.
-func (s *Snapshotter) Stat(ctx context.Context, name string) (info snapshots.Info, err error) {
-	err = s.ms.WithTransaction(ctx, false, func(ctx context.Context) error {
-		_, info, _, err = storage.GetInfo(ctx, name)
-		return err
+// Stat returns the snapshot named name, active or committed. Where containerd's
+// unpacker asks for an image layer that is not here yet, it blocks until it is,
+// and fails with the reason if it cannot be had.
+func (s *Snapshotter) Stat(ctx context.Context, name string) (snapshots.Info, error) {
+	var id string
+	info, err := retried(ctx, s, name, func() (info snapshots.Info, err error) {
+		err = s.ms.WithTransaction(ctx, false, func(ctx context.Context) error {
+			id, info, _, err = storage.GetInfo(ctx, name)
+			return err
+		})
+		return info, err
 	})
-	return info, err
+	if err != nil || !s.pending(id, info) || !s.waits(ctx, name) {
+		return info, err
+	}
+	if err := s.awaitLayer(ctx, name); err != nil {
+		return snapshots.Info{}, s.outOfSpace(err)
+	}
+	return info, nil
 }
 
 // Update changes labels. The label containerd.io/snapshot.ref of a committed
@@ -219,8 +271,11 @@ func (s *Snapshotter) Usage(ctx context.Context, name string) (usage snapshots.U
 		id, info, usage, err = storage.GetInfo(ctx, name)
 		return err
 	})
-	if err != nil || info.Kind != snapshots.KindActive {
+	if err != nil {
 		return usage, err
+	}
+	if info.Kind != snapshots.KindActive {
+		return s.layerUsage(id, info, usage)
 	}
 	du, err := fs.DiskUsage(ctx, s.upper(id))
 	if err != nil {
@@ -259,6 +314,7 @@ func ignoreEmpty(err error) error {
 	return err
 }
 
+func (s *Snapshotter) database() string       { return filepath.Join(s.root, "metadata.db") }
 func (s *Snapshotter) dir(id string) string   { return filepath.Join(s.root, "snapshots", id) }
 func (s *Snapshotter) upper(id string) string { return filepath.Join(s.dir(id), "fs") }
 func (s *Snapshotter) work(id string) string  { return filepath.Join(s.dir(id), "work") }

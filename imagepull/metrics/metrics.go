@@ -170,8 +170,9 @@ func (m *Metrics) Write(w io.Writer) {
 	}{
 		{"store_images", "Images whose layers are all in the store.", int64(u.Images)},
 		{"store_layers", "Layers in the store.", int64(u.Layers)},
-		{"store_bytes", "Bytes on disk of all layers.", u.Bytes},
-		{"store_inodes", "Files of all layers.", u.Inodes},
+		{"store_parked", "Layers in the store that are verified and wait for a pull to succeed; not among store_layers.", int64(u.Parked)},
+		{"store_bytes", "Bytes on disk of all layers, parked ones included.", u.Bytes},
+		{"store_inodes", "Files of all layers, parked ones included.", u.Inodes},
 		{"store_limit_bytes", "The size limit of the store, 0 for none.", u.Limit},
 		{"store_free_bytes", "Bytes that the store's file system has left.", u.Free},
 	} {

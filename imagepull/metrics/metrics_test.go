@@ -74,10 +74,10 @@ func check(t *testing.T, m *metrics.Metrics, want map[string]float64) {
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	usage := func() (store.Usage, error) {
-		return store.Usage{Images: 1, Layers: 2, Bytes: 1 << 40, Inodes: 4, Limit: 5, Free: 6}, nil
+		return store.Usage{Images: 1, Layers: 2, Parked: 7, Bytes: 1 << 40, Inodes: 4, Limit: 5, Free: 6}, nil
 	}
 	m := metrics.New(metrics.Options{Usage: usage})
-	check(t, m, map[string]float64{"pulls_total result=ok": 0, "layers_total result=failed": 0, "running stage=fetch": 0, "stage_seconds stage=pull count": 0, "store_bytes": 1 << 40, "store_free_bytes": 6})
+	check(t, m, map[string]float64{"pulls_total result=ok": 0, "layers_total result=failed": 0, "running stage=fetch": 0, "stage_seconds stage=pull count": 0, "store_parked": 7, "store_bytes": 1 << 40, "store_free_bytes": 6})
 	layer := func(stage progress.Stage, state progress.State, edit func(*progress.Event)) {
 		e := progress.Event{Image: "host/secret:name", Layer: "sha256:chain", Blob: "sha256:blob", Stage: stage, State: state}
 		if edit != nil {

@@ -43,19 +43,16 @@ func (f *Finder) chainsOf(ctx context.Context, manifest content.Info) []digest.D
 }
 
 func (f *Finder) readChains(ctx context.Context, config digest.Digest) ([]digest.Digest, error) {
-	r, err := f.content.ReaderAt(ctx, ocispec.Descriptor{Digest: config})
+	b, err := f.read(ctx, config)
 	if err != nil {
 		return nil, err
 	}
-	defer r.Close()
-	if r.Size() > maxConfig {
-		return nil, fmt.Errorf("config %s has %d bytes, more than %d: %w", config, r.Size(), maxConfig, errdefs.ErrResourceExhausted)
-	}
-	b := make([]byte, r.Size())
-	if n, err := r.ReadAt(b, 0); n < len(b) {
-		return nil, fmt.Errorf("read config %s: %w", config, err)
-	}
 	return parseChains(b)
+}
+
+// read reads a small blob.
+func (f *Finder) read(ctx context.Context, d digest.Digest) ([]byte, error) {
+	return f.readBlob(ctx, ocispec.Descriptor{Digest: d})
 }
 
 // parseChains returns the chain ids that an image config implies. Other JSON

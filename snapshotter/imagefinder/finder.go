@@ -1,14 +1,18 @@
 // SPDX-FileCopyrightText: The coffer authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package imagefinder finds the image that a layer belongs to, by the layer's
+// Package imagefinder finds the images that a layer belongs to, by the layer's
 // chain id, in containerd's own records: the configs in the content store and
 // the registry that each manifest came from.
 //
-// It reads what containerd stores on the host, which is not trusted: an answer
-// is a hint for a puller that verifies what it pulls. It is called while
-// containerd waits in Prepare, and must never be called from Commit or Remove,
-// which containerd calls inside a write transaction. It must not import
+// FindImage reads what containerd stores on the host, which is not trusted: its
+// answer is a hint for a puller that verifies what it pulls. ImagesOf says which
+// images a container may be made from; who relies on that relies on this
+// machine's containerd, as it does for starting the container.
+//
+// It is called while containerd waits in Prepare, where containerd holds no
+// transaction, and must never be called from Commit or Remove, which containerd
+// calls inside a write transaction. It must not import
 // containerd's client, nor anything of coffer's.
 package imagefinder
 
@@ -25,6 +29,7 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -45,7 +50,7 @@ type Options struct {
 	// default port. containerd notes where a manifest came from without the
 	// port; a host of this list gets its port back.
 	Registries []string
-	// Timeout bounds one FindImage. Zero means 30 seconds.
+	// Timeout bounds one search. Zero means 30 seconds.
 	Timeout time.Duration
 	// Logger; nil discards.
 	Logger *slog.Logger
@@ -65,11 +70,13 @@ type Finder struct {
 	content    Content
 	images     Images
 	registries map[string]string // host to host:port
+	platform   platforms.Matcher
 	timeout    time.Duration
 	log        *slog.Logger
 
 	mu     sync.Mutex
 	chains map[digest.Digest][]digest.Digest // guarded by mu; config digest to its chain ids
+	tops   map[target][]top                  // guarded by mu; what images have on top
 }
 
 // New returns a Finder over containerd's stores.
@@ -78,9 +85,11 @@ func New(store Content, records Images, o Options) *Finder {
 		content:    store,
 		images:     records,
 		registries: map[string]string{},
+		platform:   platforms.Default(),
 		timeout:    cmp.Or(o.Timeout, defaultTimeout),
 		log:        o.Logger,
 		chains:     map[digest.Digest][]digest.Digest{},
+		tops:       map[target][]top{},
 	}
 	if f.log == nil {
 		f.log = slog.New(slog.DiscardHandler)

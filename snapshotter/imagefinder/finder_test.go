@@ -39,7 +39,7 @@ type store struct {
 	reads  *int
 }
 
-func newStore(t *testing.T) store {
+func newStore(t testing.TB) store {
 	t.Helper()
 	blobs, err := local.NewStore(filepath.Join(t.TempDir(), "content"))
 	if err != nil {
@@ -73,7 +73,7 @@ func (s store) finder(registries ...string) *imagefinder.Finder {
 	return imagefinder.New(counted{s.db.ContentStore(), s.reads}, s.images, imagefinder.Options{Registries: registries})
 }
 
-func (s store) write(ctx context.Context, t *testing.T, blob []byte, l map[string]string) digest.Digest {
+func (s store) write(ctx context.Context, t testing.TB, blob []byte, l map[string]string) digest.Digest {
 	t.Helper()
 	desc := ocispec.Descriptor{Digest: digest.FromBytes(blob), Size: int64(len(blob))}
 	if err := content.WriteBlob(ctx, s.db.ContentStore(), desc.Digest.String(), bytes.NewReader(blob), desc, content.WithLabels(l)); err != nil {
@@ -83,7 +83,7 @@ func (s store) write(ctx context.Context, t *testing.T, blob []byte, l map[strin
 }
 
 // image writes a config with these layers and a manifest of it, as a pull does.
-func (s store) image(ctx context.Context, t *testing.T, name string, l map[string]string, layers ...string) digest.Digest {
+func (s store) image(ctx context.Context, t testing.TB, name string, l map[string]string, layers ...string) digest.Digest {
 	t.Helper()
 	config := s.write(ctx, t, config(t, name, layers...), nil)
 	all := map[string]string{configRef: config.String()}
@@ -93,7 +93,7 @@ func (s store) image(ctx context.Context, t *testing.T, name string, l map[strin
 	return s.write(ctx, t, []byte("manifest "+name), all)
 }
 
-func config(t *testing.T, author string, layers ...string) []byte {
+func config(t testing.TB, author string, layers ...string) []byte {
 	t.Helper()
 	c := ocispec.Image{Author: author, RootFS: ocispec.RootFS{Type: "layers"}}
 	for _, l := range layers {
