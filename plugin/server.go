@@ -11,6 +11,7 @@ import (
 	"context"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/contrib/snapshotservice"
@@ -25,6 +26,8 @@ import (
 type Options struct {
 	// Logger; nil discards.
 	Logger *slog.Logger
+	// Metrics that the calls are counted in; nil counts nothing.
+	Metrics *Metrics
 }
 
 // NewServer returns a gRPC server that serves sn as containerd's snapshots.v1.
@@ -36,7 +39,11 @@ func NewServer(sn snapshots.Snapshotter, o Options) *grpc.Server {
 		log = slog.New(slog.DiscardHandler)
 	}
 	r := recoverer{log}
-	server := grpc.NewServer(grpc.UnaryInterceptor(r.unary), grpc.StreamInterceptor(r.stream))
+	unary, stream := []grpc.UnaryServerInterceptor{r.unary}, []grpc.StreamServerInterceptor{r.stream}
+	if m := o.Metrics; m != nil { // outside, so that a panic is an error there
+		unary, stream = slices.Insert(unary, 0, m.unary), slices.Insert(stream, 0, m.stream)
+	}
+	server := grpc.NewServer(grpc.ChainUnaryInterceptor(unary...), grpc.ChainStreamInterceptor(stream...))
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(sn))
 	return server
 }

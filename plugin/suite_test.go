@@ -33,27 +33,35 @@ func TestContainerdSuite(t *testing.T) { //nolint:paralleltest // the suite chan
 		}
 		t.Skip("mounting needs root")
 	}
-	testsuite.SnapshotterSuite(t, "overlayfs", func(_ context.Context, root string) (snapshots.Snapshotter, func() error, error) {
-		sn, err := snapshotter.Open(root, nil, nil, snapshotter.Options{})
-		if err != nil {
-			return nil, nil, err
-		}
-		remote, closeServer, err := serve(t.TempDir(), sn)
-		if err != nil {
-			return nil, nil, errors.Join(err, sn.Close())
-		}
-		return remote, func() error { return errors.Join(closeServer(), sn.Close()) }, nil
-	})
+	for _, route := range []snapshotter.Route{snapshotter.Local, snapshotter.Guest} {
+		t.Run(string(route), func(t *testing.T) {
+			testsuite.SnapshotterSuite(t, "overlayfs", func(_ context.Context, root string) (snapshots.Snapshotter, func() error, error) {
+				sn, err := snapshotter.Open(root, nil, nil, snapshotter.Options{Route: route})
+				if err != nil {
+					return nil, nil, err
+				}
+				remote, closeServer, err := serve(t.TempDir(), sn)
+				if err != nil {
+					return nil, nil, errors.Join(err, sn.Close())
+				}
+				return remote, func() error { return errors.Join(closeServer(), sn.Close()) }, nil
+			})
+		})
+	}
 }
 
 // serve serves sn on a socket in dir and returns a client of it.
 func serve(dir string, sn snapshots.Snapshotter) (snapshots.Snapshotter, func() error, error) {
+	return serveWith(dir, sn, plugin.Options{})
+}
+
+func serveWith(dir string, sn snapshots.Snapshotter, o plugin.Options) (snapshots.Snapshotter, func() error, error) {
 	socket := filepath.Join(dir, "s")
 	listener, err := net.Listen("unix", socket)
 	if err != nil {
 		return nil, nil, err
 	}
-	server := plugin.NewServer(sn, plugin.Options{})
+	server := plugin.NewServer(sn, o)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))

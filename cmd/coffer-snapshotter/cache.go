@@ -16,8 +16,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
-	"time"
 
 	"github.com/coffer-cc/coffer/cmd/internal/daemon"
 	"github.com/coffer-cc/coffer/imagepull/registry/login"
@@ -26,13 +24,8 @@ import (
 	"github.com/mdlayher/vsock"
 )
 
-const (
-	headerTimeout = 10 * time.Second
-	idleTimeout   = 2 * time.Minute
-	maxHeader     = 16 << 10
-	// cacheSocketMode lets the group of the folder's owner choose who connects.
-	cacheSocketMode = 0o660
-)
+// cacheSocketMode lets the group of the folder's owner choose who connects.
+const cacheSocketMode = 0o660
 
 // CacheConfig is the table cache.
 type CacheConfig struct {
@@ -168,9 +161,8 @@ func (c CacheConfig) options(log *slog.Logger) (cache.Options, error) {
 
 // blobCache is the cache and what serves it. A nil one is none.
 type blobCache struct {
-	cache   *cache.Cache
-	servers []*http.Server
-	serving sync.WaitGroup
+	cache *cache.Cache
+	web
 }
 
 // startCache serves the cache, if the configuration has one, until close.
@@ -199,39 +191,10 @@ func startCache(ctx context.Context, c CacheConfig, log *slog.Logger) (_ *blobCa
 	return b, nil
 }
 
-func (b *blobCache) serve(ctx context.Context, key, at string, handler http.Handler, log *slog.Logger) error {
-	a, err := parseAddress(at)
-	if err != nil {
-		return fmt.Errorf("%s: %w", key, err)
-	}
-	listener, err := a.listen(ctx)
-	if err != nil {
-		return fmt.Errorf("%s: %w", key, err)
-	}
-	server := &http.Server{
-		Handler: handler, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
-		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}
-	b.servers = append(b.servers, server)
-	b.serving.Go(func() {
-		// Snapshots go on without it, and guests ask the registry.
-		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			log.Error("the cache is not served any more", "address", at, "err", err)
-		}
-	})
-	log.Info("serving the cache", "address", at)
-	return nil
-}
-
 // close cuts what is being sent: the guests ask the registry for the rest.
 func (b *blobCache) close() error {
 	if b == nil {
 		return nil
 	}
-	var errs []error
-	for _, s := range b.servers {
-		errs = append(errs, s.Close())
-	}
-	b.serving.Wait()
-	return errors.Join(append(errs, b.cache.Close())...)
+	return errors.Join(b.web.close(), b.cache.Close())
 }

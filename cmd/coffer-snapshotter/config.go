@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 
 	"github.com/coffer-cc/coffer/cmd/internal/daemon"
+	"github.com/coffer-cc/coffer/plugin"
 	"github.com/coffer-cc/coffer/snapshotter/cache"
 	"github.com/containerd/errdefs"
 )
@@ -19,9 +20,19 @@ const defaultConfigPath = "/etc/coffer/snapshotter.toml"
 //go:embed default.toml
 var defaultTOML []byte
 
+// The values of guest.mount.
+const (
+	mountKata    = "kata"
+	mountOverlay = "overlay"
+)
+
 // Config is the configuration file. None of it is trusted by the TEE: the host
 // writes it.
 type Config struct {
+	// Route is local or guest.
+	Route string `toml:"route"`
+	// Name is the snapshotter's in containerd.
+	Name string `toml:"name"`
 	// Root is the snapshotter's folder.
 	Root string `toml:"root"`
 	// Address is the path of the unix socket for containerd.
@@ -32,6 +43,19 @@ type Config struct {
 	GuestSocket string `toml:"guest_socket"`
 	// Registries are host:port of registries on other ports than 443.
 	Registries []string `toml:"registries"`
+	// Guest is how the route guest mounts.
+	Guest struct {
+		// Mount is kata or overlay.
+		Mount string `toml:"mount"`
+		// Helper is the mount helper's name or absolute path.
+		Helper string `toml:"helper"`
+		// StaticVolume leaves hints of the image out of the volume.
+		StaticVolume bool `toml:"static_volume"`
+	} `toml:"guest"`
+	Metrics struct {
+		// Address is host:port or unix:///path; empty is nowhere.
+		Address string `toml:"address"`
+	} `toml:"metrics"`
 	// Cache is the node's store of blobs for guests.
 	Cache CacheConfig `toml:"cache"`
 	Log   struct {
@@ -43,12 +67,16 @@ type Config struct {
 // Default is the configuration without a file; default.toml says the same.
 func Default() Config {
 	c := Config{
+		Route:             plugin.RouteLocal,
+		Name:              plugin.Name,
 		Root:              "/var/lib/coffer/snapshotter",
 		Address:           "/run/coffer/snapshotter.sock",
 		ContainerdAddress: "/run/containerd/containerd.sock",
 		GuestSocket:       "/run/coffer/guest.sock",
 		Registries:        []string{},
 	}
+	c.Guest.Mount = mountKata
+	c.Guest.Helper = "nydus-overlayfs-coffer"
 	c.Cache = CacheConfig{
 		Root:       "/var/lib/coffer/cache",
 		MaxBytes:   cache.DefaultMaxBytes,
@@ -61,6 +89,20 @@ func Default() Config {
 
 // Validate reports the first value that cannot work.
 func (c Config) Validate() error {
+	if c.Route != plugin.RouteLocal && c.Route != plugin.RouteGuest {
+		return fmt.Errorf("route = %q: use %q or %q: %w", c.Route, plugin.RouteLocal, plugin.RouteGuest, errdefs.ErrInvalidArgument)
+	}
+	if c.Guest.Mount != mountKata && c.Guest.Mount != mountOverlay {
+		return fmt.Errorf("guest.mount = %q: use %q or %q: %w", c.Guest.Mount, mountKata, mountOverlay, errdefs.ErrInvalidArgument)
+	}
+	if c.Metrics.Address != "" {
+		if a, err := parseAddress(c.Metrics.Address); err != nil || a.network == "vsock" {
+			return fmt.Errorf("metrics.address: %q is neither host:port nor unix:///path: %w", c.Metrics.Address, errdefs.ErrInvalidArgument)
+		}
+	}
+	if _, err := (plugin.Stanza{Name: c.Name, Address: c.Address, Root: c.Root}).TOML(); err != nil && filepath.IsAbs(c.Address) && filepath.IsAbs(c.Root) {
+		return fmt.Errorf("name: %w", err)
+	}
 	paths := []struct{ key, path string }{
 		{"root", c.Root},
 		{"address", c.Address},

@@ -19,10 +19,21 @@ import (
 )
 
 const usage = `usage:
-  coffer-snapshotter [-c FILE]                      serve (default FILE: /etc/coffer/snapshotter.toml, if it is there)
-  coffer-snapshotter config default                 print the default configuration
-  coffer-snapshotter config containerd [-c FILE] [--containerd 2.4] [--route local] [--systemd-cgroup]
-                                                    print the part of containerd's configuration that uses coffer
+  coffer-snapshotter [-c FILE]            serve (default FILE: /etc/coffer/snapshotter.toml, if it is there)
+  coffer-snapshotter config default       print the default configuration
+  coffer-snapshotter config containerd [-c FILE] [flags]
+                                          print the part of containerd's configuration that uses coffer
+      --containerd 2.4                    containerd's release: 1.7, 2.0 to 2.4
+      --route local|guest                 (default: that of the configuration)
+      --handler NAME[=TYPE]               runtime handler that uses coffer, again for several (default:
+                                          coffer=io.containerd.runc.v2, in the guest route kata=io.containerd.kata.v2);
+                                          without TYPE another file defines it
+      --unpack NAME                       another snapshotter that images are pulled into, again for several
+                                          (default: overlayfs)
+      --systemd-cgroup                    runc uses systemd for cgroups
+      --main                              the lines that containerd 1.7 wants in its main file
+  coffer-snapshotter uninstall [-c FILE] [--drop-in FILE] [--dry-run]
+                                          remove what it keeps on this node, unless something uses it
   coffer-snapshotter version
 `
 
@@ -52,6 +63,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return printStanza(args[2:], out)
 	case command("config"):
 		return errors.New("config: say `config default` or `config containerd`")
+	case command("uninstall"):
+		return uninstall(ctx, args[1:], out)
 	case command("version"):
 		_, err := fmt.Fprintln(out, version())
 		return err
@@ -101,9 +114,19 @@ func parseFlags(flags *flag.FlagSet, args []string, out io.Writer) (path string,
 func printStanza(args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("config containerd", flag.ContinueOnError)
 	var s plugin.Stanza
+	var main bool
 	flags.StringVar(&s.Containerd, "containerd", plugin.DefaultContainerd, "")
-	flags.StringVar(&s.Route, "route", plugin.RouteLocal, "")
+	flags.StringVar(&s.Route, "route", "", "")
 	flags.BoolVar(&s.SystemdCgroup, "systemd-cgroup", false, "")
+	flags.BoolVar(&main, "main", false, "")
+	flags.Func("handler", "", func(v string) error {
+		s.Handlers = append(s.Handlers, plugin.ParseHandler(v))
+		return nil
+	})
+	flags.Func("unpack", "", func(v string) error {
+		s.Unpack = append(s.Unpack, v)
+		return nil
+	})
 	path, err := parseFlags(flags, args, out)
 	if err != nil {
 		return err
@@ -112,8 +135,15 @@ func printStanza(args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	s.Address, s.Root = config.Address, config.Root
-	b, err := s.TOML()
+	s.Name, s.Address, s.Root = config.Name, config.Address, config.Root
+	if s.Route == "" {
+		s.Route = config.Route
+	}
+	write := s.TOML
+	if main {
+		write = s.Main
+	}
+	b, err := write()
 	if err != nil {
 		return err
 	}

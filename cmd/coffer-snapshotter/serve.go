@@ -43,11 +43,23 @@ func serve(ctx context.Context, c Config) (err error) {
 	}
 	defer func() { err = errors.Join(err, containerd.Close()) }()
 	finder := imagefinder.FromContainerd(containerd, imagefinder.Options{Registries: c.Registries, Logger: log})
-	sn, err := snapshotter.Open(c.Root, guest, finder, snapshotter.Options{Logger: log})
+	metrics := plugin.NewMetrics()
+	sn, err := snapshotter.Open(c.Root, metrics.Puller(guest), finder, snapshotter.Options{
+		Logger:   log,
+		Route:    snapshotter.Route(c.Route),
+		Guest:    snapshotter.GuestOptions{Helper: c.Guest.Helper, PlainMounts: c.Guest.Mount == mountOverlay, StaticVolume: c.Guest.StaticVolume},
+		Admitter: guest,
+		Images:   finder,
+	})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, sn.Close()) }()
+	scraped, err := startMetrics(ctx, c.Metrics.Address, metrics, sn, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, scraped.close()) }()
 	blobs, err := startCache(ctx, c.Cache, log)
 	if err != nil {
 		return err
@@ -57,8 +69,8 @@ func serve(ctx context.Context, c Config) (err error) {
 	if err != nil {
 		return err
 	}
-	log.Info("serving", "address", c.Address, "root", c.Root, "guest", c.GuestSocket)
-	return serveOn(ctx, listener, sn, log)
+	log.Info("serving", "address", c.Address, "root", c.Root, "route", c.Route, "guest", c.GuestSocket)
+	return serveOn(ctx, listener, sn, metrics, log)
 }
 
 // dialContainerd connects lazily: containerd starts after its snapshotter.
@@ -74,8 +86,8 @@ func dialContainerd(address string) (*grpc.ClientConn, error) {
 
 // serveOn serves on listener, which it closes, until ctx is cancelled, and
 // meanwhile cleans up what the last run left.
-func serveOn(ctx context.Context, listener net.Listener, sn *snapshotter.Snapshotter, log *slog.Logger) error {
-	server := plugin.NewServer(sn, plugin.Options{Logger: log})
+func serveOn(ctx context.Context, listener net.Listener, sn *snapshotter.Snapshotter, metrics *plugin.Metrics, log *slog.Logger) error {
+	server := plugin.NewServer(sn, plugin.Options{Logger: log, Metrics: metrics})
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	cleaned := make(chan struct{})

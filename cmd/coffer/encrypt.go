@@ -29,6 +29,11 @@ since images encrypted for it could never be read again.
 
 ` + referenceHelp + `
 
+Where a virtual machine pulls the image by itself (Kata), its host sees no file of
+it and cannot tell the ids of a USER that is a name. For such images the names and
+ids of all users and groups are written into the manifest, in the clear, as is the
+rest of it; --users always does so for every image, --users never for none.
+
 Nothing is visible at DST before the image is complete. Standard output is the
 new image's reference, pinned to its digest.`
 
@@ -39,6 +44,7 @@ type encryptFlags struct {
 	overwrite bool
 	platform  string
 	tempDir   string
+	users     string
 	quiet     bool
 	kbs       kbsFlags
 	registry  registryFlags
@@ -64,6 +70,7 @@ func (p *process) encryptCommand() *cobra.Command {
 	f.BoolVar(&flags.overwrite, "overwrite-key", false, "replace a registered key: images encrypted for the old one become unreadable")
 	f.StringVar(&flags.platform, "platform", "", "take only the image for `OS/ARCH[/VARIANT]` (default: all of an index)")
 	f.StringVar(&flags.tempDir, "temp-dir", "", "`FOLDER` for ciphertext on its way, as large as the layers in work (default: the system's)")
+	f.StringVar(&flags.users, "users", "auto", "`WHICH` images tell hosts their users and groups: auto (whose USER is a name), always, never")
 	f.BoolVarP(&flags.quiet, "quiet", "q", false, "print only the new reference")
 	flags.kbs.add(f)
 	flags.registry.add(cmd)
@@ -84,6 +91,9 @@ func (p *process) encrypt(cmd *cobra.Command, flags *encryptFlags, from, to stri
 		return err
 	}
 	options := publish.Options{TempDir: flags.tempDir}
+	if options.Accounts, err = parseAccounts(flags.users); err != nil {
+		return err
+	}
 	if flags.platform != "" {
 		if options.Platform, err = publish.ParsePlatform(flags.platform); err != nil {
 			return usageError{err}
@@ -125,9 +135,24 @@ func (p *process) summarize(result publish.Result, targets recipients, keys *reg
 	if n := len(result.Dropped); n > 0 {
 		fmt.Fprintf(p.stderr, "left out %s, made for the plain image\n", count(n, "attestation"))
 	}
-	for _, line := range keys.report() {
+	if result.Accounts > 0 {
+		fmt.Fprintf(p.stderr, "told hosts the users and groups of %s (see --users)\n", count(result.Accounts, "image"))
+	}
+	for _, line := range append(result.Notes, keys.report()...) {
 		fmt.Fprintln(p.stderr, line)
 	}
+}
+
+func parseAccounts(which string) (publish.Accounts, error) {
+	switch which {
+	case "auto":
+		return publish.NamedAccounts, nil
+	case "always":
+		return publish.AllAccounts, nil
+	case "never":
+		return publish.NoAccounts, nil
+	}
+	return "", usagef("--users %q: say auto, always or never", which)
 }
 
 func count(n int, noun string) string {

@@ -20,7 +20,7 @@ func (p *process) rootCommand() *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef("%w: see %s --help", err, cmd.CommandPath())
 	})
-	root.AddCommand(p.encryptCommand(), p.inspectCommand(), p.pullCommand(), p.bundleCommand(), p.imageCommand(), p.kbsCommand(), versionCommand())
+	root.AddCommand(p.encryptCommand(), p.inspectCommand(), p.pullCommand(), p.doctorCommand(), p.bundleCommand(), p.imageCommand(), p.kbsCommand(), versionCommand())
 	return root
 }
 
