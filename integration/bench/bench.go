@@ -24,9 +24,13 @@ const (
 	partMemory      = "memory"
 	partAllocations = "allocations"
 	partScale       = "scale"
+	partSnapshots   = "snapshots"
+	partCache       = "cache"
 )
 
-func parts() []string { return []string{partPull, partMemory, partAllocations, partScale} }
+func parts() []string {
+	return []string{partPull, partMemory, partAllocations, partScale, partSnapshots, partCache}
+}
 
 const (
 	// groundBytes is the tmpfs that all file systems are in; it takes only
@@ -84,6 +88,7 @@ func measureAll(ctx context.Context, c settings, out io.Writer) (_ []figure, err
 		do   func(context.Context) error
 	}{
 		{partPull, b.pulls}, {partMemory, b.memory}, {partAllocations, b.allocations}, {partScale, b.scaling},
+		{partSnapshots, b.snapshotCost}, {partCache, b.nodeCache},
 	} {
 		if !b.wants(p.name) {
 			continue
@@ -171,6 +176,9 @@ func (b *bench) images() []image {
 		for _, mb := range b.allocationSizes() {
 			all = append(all, sizedImage(mb))
 		}
+	}
+	if b.wants(partCache) {
+		all = append(all, b.cachedImage())
 	}
 	if b.wants(partScale) {
 		for _, s := range b.scales() {

@@ -32,6 +32,8 @@ type job struct {
 	Tree bool
 	// Generate is the image to be made.
 	Generate *image
+	// Snapshots are present while Rounds of calls are timed.
+	Snapshots, Rounds int
 }
 
 // sample is what a child measured of its work; its own start and end do not
@@ -43,6 +45,8 @@ type sample struct {
 	Allocated uint64  // bytes of them
 	// Stages are CPU seconds for each stage and layer.
 	Stages map[string][]float64 `json:",omitempty"`
+	// Calls are milliseconds of single calls, by contender and call.
+	Calls map[string][]float64 `json:",omitempty"`
 	// Trees are digests of the layers as unpacked, bottom first.
 	Trees []string `json:",omitempty"`
 }
@@ -150,5 +154,6 @@ func jobs() map[string]func(context.Context, job) (sample, error) {
 		"tar":                 tarStages,
 		"apply":               applyStage,
 		"reference":           referenceApply,
+		"snapshots":           snapshotsJob,
 	}
 }

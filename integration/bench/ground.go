@@ -91,15 +91,45 @@ func (g *ground) fresh(ctx context.Context, bytes int64) (_ *disk, err error) {
 	if out, err := mkfs.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("mkfs.ext4: %w: %s", err, strings.TrimSpace(string(out)))
 	}
+	return d, mountFile(f, d.dir)
+}
+
+// mountFile mounts a file system in a file.
+func mountFile(f *os.File, dir string) error {
 	loop, err := attachLoop(f)
 	if err != nil {
-		return nil, fmt.Errorf("attach a loop device: %w", err)
+		return fmt.Errorf("attach a loop device: %w", err)
 	}
 	defer loop.Close() // the mount keeps it; the unmount lets it go
-	if err := unix.Mount(loop.Name(), d.dir, "ext4", 0, "noinit_itable"); err != nil {
-		return nil, fmt.Errorf("mount %s: %w", loop.Name(), err)
+	if err := unix.Mount(loop.Name(), dir, "ext4", 0, "noinit_itable"); err != nil {
+		return fmt.Errorf("mount %s: %w", loop.Name(), err)
 	}
-	return d, nil
+	return nil
+}
+
+// moveTo goes on with the file system in another file, of another disk. A killed
+// run leaves that, and the next one replaces it.
+func (d *disk) moveTo(ctx context.Context, file string) error {
+	if err := unix.Unmount(d.dir, 0); err != nil {
+		return err
+	}
+	if out, err := exec.CommandContext(ctx, "cp", "--sparse=always", d.file, file).CombinedOutput(); err != nil {
+		return fmt.Errorf("copy a file system: %w: %s", err, strings.TrimSpace(string(out)))
+	}
+	err := os.Remove(d.file)
+	d.file = file
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(file, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Sync(); err != nil { // nobody is to wait for it later
+		return err
+	}
+	return mountFile(f, d.dir)
 }
 
 // close unmounts the file system, which first writes what is in memory, and

@@ -36,23 +36,7 @@ func (b *bench) pullWithGuest(ctx context.Context, image string, storeBytes int6
 		return guestPull{}, err
 	}
 	defer registry.stop()
-	if err := tb.KBS.Start(ctx); err != nil {
-		return guestPull{}, err
-	}
-	admin, err := tb.Admin(ctx)
-	if err != nil {
-		return guestPull{}, err
-	}
-	defer func() { _ = admin.Close() }()
-	uri, err := resource.ParseURI(kekURI)
-	if err != nil {
-		return guestPull{}, err
-	}
-	id, err := resource.ParseID(uri.Path)
-	if err != nil {
-		return guestPull{}, err
-	}
-	if err := admin.PutResource(ctx, id, kek(), kbs.PutOptions{}); err != nil {
+	if err := startKBS(ctx, tb); err != nil {
 		return guestPull{}, err
 	}
 	if err := tb.Guest.Start(ctx); err != nil {
@@ -71,4 +55,25 @@ func (b *bench) pullWithGuest(ctx context.Context, image string, storeBytes int6
 	p := guestPull{image: image, wall: time.Since(began).Seconds()}
 	p.rss, err = tb.GuestPeakRSS()
 	return p, err
+}
+
+// startKBS starts coffer-kbs and gives it the key of the generated images.
+func startKBS(ctx context.Context, tb *testbed.Testbed) error {
+	if err := tb.KBS.Start(ctx); err != nil {
+		return err
+	}
+	admin, err := tb.Admin(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = admin.Close() }()
+	uri, err := resource.ParseURI(kekURI)
+	if err != nil {
+		return err
+	}
+	id, err := resource.ParseID(uri.Path)
+	if err != nil {
+		return err
+	}
+	return admin.PutResource(ctx, id, kek(), kbs.PutOptions{})
 }

@@ -41,8 +41,10 @@ func run(ctx context.Context, args []string) int {
 	switch {
 	case len(args) == 1 && args[0] == "child":
 		err = child(ctx)
-	case len(args) == 3 && args[0] == "registry":
-		err = serveRegistry(ctx, cache{args[1]}, args[2])
+	case len(args) == 4 && args[0] == "snapshotter":
+		err = serveSnapshotter(ctx, args[1], args[2], args[3])
+	case len(args) == 4 && args[0] == "registry":
+		err = serveRegistry(ctx, cache{args[1]}, args[2], args[3])
 	default:
 		return runBench(ctx, args)
 	}

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"time"
 
@@ -29,7 +30,12 @@ type registryProcess struct {
 
 // startRegistry serves the cache at addr, where port 0 means any.
 func startRegistry(ctx context.Context, c cache, addr string) (*registryProcess, error) {
-	cmd, err := self(ctx, "registry", c.dir, addr)
+	return startLinkedRegistry(ctx, c, addr, 0)
+}
+
+// startLinkedRegistry does so behind a link of so many bytes a second; 0 is none.
+func startLinkedRegistry(ctx context.Context, c cache, addr string, rate int64) (*registryProcess, error) {
+	cmd, err := self(ctx, "registry", c.dir, addr, strconv.FormatInt(rate, 10))
 	if err != nil {
 		return nil, err
 	}
@@ -65,7 +71,7 @@ func (r *registryProcess) stop() {
 
 // serveRegistry is the other side of startRegistry: it prints the address and
 // serves until the context or its input ends.
-func serveRegistry(ctx context.Context, c cache, addr string) error {
+func serveRegistry(ctx context.Context, c cache, addr, rate string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
@@ -77,7 +83,13 @@ func serveRegistry(ctx context.Context, c cache, addr string) error {
 	if err != nil {
 		return err
 	}
-	server := &http.Server{Handler: registryHandler(c), ReadHeaderTimeout: time.Minute}
+	if n, err := strconv.ParseInt(rate, 10, 64); err != nil {
+		return err
+	} else if n > 0 {
+		l = &link{Listener: l, rate: n}
+	}
+	handler := &counter{Handler: registryHandler(c), left: make(map[string]int)}
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stop()
 	fmt.Println(l.Addr())
