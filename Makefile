@@ -9,7 +9,7 @@ export COFFER_TOOLS ?= $(CURDIR)/.tools/bin
 export CGO_ENABLED := 0
 export GOFLAGS ?= -buildvcs=false
 
-BINARIES := coffer coffer-guest coffer-kbs coffer-snapshotter
+BINARIES := coffer coffer-guest coffer-kbs coffer-snapshotter nydus-overlayfs-coffer
 # The implementations that the image policy is compared with: a module of its own.
 ORACLE := imagepull/policy/oracle
 LINT := go tool -modfile=integration/tools/go.mod golangci-lint
@@ -19,13 +19,13 @@ help: ## show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: ## build the four programs, static, into bin/
+build: ## build the programs, static, into bin/
 	go build -trimpath -ldflags '-s -w' -o bin/ $(addprefix ./cmd/,$(BINARIES))
 
 PREFIX ?= /usr/local
 
 .PHONY: install
-install: build ## install the four programs and their systemd units (PREFIX, DESTDIR)
+install: build ## install the programs and their systemd units (PREFIX, DESTDIR)
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)/etc/systemd/system
 	install -m 755 $(addprefix bin/,$(BINARIES)) $(DESTDIR)$(PREFIX)/bin
 	for u in deploy/systemd/*.service; do \
