@@ -34,7 +34,7 @@ func TestKBSRefuses(t *testing.T) {
 	t.Run("no such key", func(t *testing.T) {
 		p := m.publish(t, "nokey", testbed.ImageOptions{})
 		m.setKey(t, p, nil)
-		m.refuses(t, p, "code = NotFound", "kbs "+m.KBSURL, p.key.String())
+		m.refuses(t, p, "code = FailedPrecondition", "not found", "kbs "+m.KBSURL, p.key.String())
 		m.setKey(t, p, p.kek)
 		m.runs(t, p)
 	})

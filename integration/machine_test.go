@@ -65,7 +65,8 @@ func buildPrograms(t *testing.T) string {
 			return
 		}
 		cmd := exec.Command("go", "build", "-ldflags", "-s -w", "-o", built.dir, "../cmd/coffer", "../cmd/coffer-kbs",
-			"../cmd/coffer-guest", "../cmd/coffer-snapshotter", "./demo")
+			"../cmd/coffer-guest", "../cmd/coffer-snapshotter", "../cmd/nydus-overlayfs-coffer",
+			"./containerd-shim-standin-v2", "./demo")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			built.err = fmt.Errorf("go build: %w\n%s", err, out)
 		}
@@ -108,8 +109,10 @@ func boot(t *testing.T, opts testbed.Options) *machine {
 	t.Helper()
 	needs(t, "root", root())
 	var err error
-	opts.Tools, err = testbed.FindTools()
-	needs(t, "containerd", err)
+	if opts.Tools == "" {
+		opts.Tools, err = testbed.FindTools()
+		needs(t, "containerd", err)
+	}
 	_, err = exec.LookPath("busybox")
 	needs(t, "busybox", err)
 	opts.Programs, opts.Faults = buildPrograms(t), true

@@ -23,7 +23,7 @@ func TestRegistryFails(t *testing.T) {
 		"cut":          {testbed.Fault{CutAfter: 1000}, []string{"code = Unavailable", "check that the registry runs"}},
 		"dropped":      {testbed.Fault{Drop: true}, []string{"code = Unavailable", "check that the registry runs"}},
 		"unauthorized": {testbed.Fault{Status: http.StatusUnauthorized}, []string{"code = Unauthenticated", "set credentials for"}},
-		"notfound":     {testbed.Fault{Status: http.StatusNotFound}, []string{"code = NotFound", "check the name"}},
+		"notfound":     {testbed.Fault{Status: http.StatusNotFound}, []string{"code = FailedPrecondition", "check the name", "not found"}},
 		"toomany":      {testbed.Fault{Status: http.StatusTooManyRequests}, []string{"code = Unavailable", "too many requests", "try again later"}},
 		"broken":       {testbed.Fault{Status: http.StatusInternalServerError}, []string{"code = Unavailable", "500", "try again later"}},
 	} {
@@ -52,7 +52,7 @@ func TestRegistryManifestFails(t *testing.T) {
 	}{
 		"unauthorized": {testbed.Fault{Status: http.StatusUnauthorized}, []string{"code = Unauthenticated", "set credentials for"}},
 		"forbidden":    {testbed.Fault{Status: http.StatusForbidden}, []string{"code = PermissionDenied", "set credentials that may pull it"}},
-		"notfound":     {testbed.Fault{Status: http.StatusNotFound}, []string{"code = NotFound", "check the name"}},
+		"notfound":     {testbed.Fault{Status: http.StatusNotFound}, []string{"code = FailedPrecondition", "check the name", "not found"}},
 		"changed":      {testbed.Fault{Body: func(b []byte) []byte { return append(b, ' ') }}, []string{"code = DataLoss", "again"}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -19,8 +19,9 @@ crictl=v1.37.0
 registry=v3.1.2
 tools="containerd runc crictl registry"
 # skopeo makes the images of other tools; mmdebstrap makes the demo's system image;
-# busybox-static is the content of small test images; e2fsprogs makes full disks.
-packages="skopeo mmdebstrap busybox-static e2fsprogs util-linux iproute2 gcc libc6-dev libseccomp-dev pkg-config ca-certificates"
+# busybox-static is the content of small test images; e2fsprogs makes full disks; fuse3
+# has mount.fuse, by which containerd finds mount helpers.
+packages="skopeo mmdebstrap busybox-static e2fsprogs fuse3 util-linux iproute2 gcc libc6-dev libseccomp-dev pkg-config ca-certificates"
 peers="umoci" # and skopeo
 
 here=$(cd "$(dirname "$0")/../.." && pwd)
