@@ -110,7 +110,7 @@ func TestNodeCacheIsNotTrusted(t *testing.T) {
 					t.Errorf("requests of the cache: %+v", asked)
 				}
 				served := letIn(e.registry.Requests(bad))
-				lied := tc.resumes && tc.fault.Edit != nil && !(name == "shorter")
+				lied := tc.resumes && tc.fault.Edit != nil && name != "shorter"
 				want := map[bool]int{true: 1}[tc.asks]
 				if lied { // the rest, and then all of it
 					want = 2

@@ -102,7 +102,7 @@ func golden(t *testing.T, name string, print func() ([]byte, error)) {
 	section(t, got) // is TOML
 	file := filepath.Join("testdata", name)
 	if *update {
-		if err := os.WriteFile(file, got, 0o644); err != nil { //nolint:gosec // as other files of the tree
+		if err := os.WriteFile(file, got, 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -52,7 +52,7 @@ func (f family) with(pairs ...string) string {
 		return f.name
 	}
 	var labels []string
-	for i := 0; i < len(pairs); i += 2 {
+	for i := 0; i+1 < len(pairs); i += 2 {
 		labels = append(labels, fmt.Sprintf("%s=%q", pairs[i], pairs[i+1]))
 	}
 	return f.name + "{" + strings.Join(labels, ",") + "}"

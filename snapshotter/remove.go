@@ -69,7 +69,7 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	for noted := range slices.Chunk(chains, releaseBatch) {
 		if err := s.releaseLayers(ctx, noted); err != nil {
 			s.log.Warn("layers stay in the guest until the next cleanup", "err", err)
-			return nil //nolint:nilerr // noted, and tried again
+			return nil
 		}
 	}
 	return nil

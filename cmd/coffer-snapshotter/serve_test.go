@@ -59,12 +59,14 @@ func TestServeAlone(t *testing.T) {
 	}
 	chain := digest.FromString("chain")
 	labels := map[string]string{snapshots.LabelSnapshotRef: chain.String()}
-	_, err = sn.Prepare(nsctx, "extract", "", snapshots.WithLabels(labels))
+	err = prepareLayer(nsctx, sn, chain, labels)
 	if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "list manifests of containerd namespace default") {
 		t.Errorf("without containerd: got %v", err)
 	}
+	chain = digest.FromString("another chain")
+	labels[snapshots.LabelSnapshotRef] = chain.String()
 	labels[snapshotters.TargetRefLabel], labels[snapshotters.TargetManifestDigestLabel] = "r.example/a:1", chain.String()
-	_, err = sn.Prepare(nsctx, "extract", "", snapshots.WithLabels(labels))
+	err = prepareLayer(nsctx, sn, chain, labels)
 	if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "coffer-guest is not running") {
 		t.Errorf("without guest: got %v", err)
 	}
@@ -76,6 +78,15 @@ func TestServeAlone(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
+}
+
+// prepareLayer does with a layer what containerd's unpacker does.
+func prepareLayer(ctx context.Context, sn snapshots.Snapshotter, chain digest.Digest, labels map[string]string) error {
+	if _, err := sn.Prepare(ctx, "extract", "", snapshots.WithLabels(labels)); !errdefs.IsAlreadyExists(err) {
+		return fmt.Errorf("prepare: %w", err)
+	}
+	_, err := sn.Stat(ctx, chain.String())
+	return err
 }
 
 func wantNotify(t *testing.T, notify *net.UnixConn, want string) {

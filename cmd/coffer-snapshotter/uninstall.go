@@ -147,7 +147,7 @@ func (u *uninstaller) isEmpty(context.Context) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("%s: %w: is another coffer-snapshotter running?", path, err)
 	}
-	defer db.Close()
+	defer func() { _ = db.Close() }() // it was only read
 	empty := true
 	err = db.View(func(tx *bolt.Tx) error {
 		v1 := tx.Bucket([]byte("v1"))
@@ -179,7 +179,7 @@ func (u *uninstaller) clear(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }() // it was only read
 	r := records{conn, u.config.Name}
 	users, err := r.users(ctx)
 	if err != nil {
@@ -210,7 +210,7 @@ func (u *uninstaller) checkCleared(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer own.Close()
+	defer func() { _ = own.Close() }() // it was only read
 	left, err := records{own, u.config.Name}.snapshots(ctx)
 	if err != nil {
 		return fmt.Errorf("ask coffer-snapshotter: %w", err)

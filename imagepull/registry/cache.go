@@ -181,7 +181,7 @@ func (b *cachedBody) Read(p []byte) (int, error) {
 
 // leave goes on without the cache.
 func (b *cachedBody) leave() error {
-	_ = b.ReadCloser.Close() // it has failed already
+	_ = b.Close() // it has failed already
 	open := b.elsewhere
 	b.elsewhere, b.ReadCloser = nil, http.NoBody
 	body, err := open(b.offset)

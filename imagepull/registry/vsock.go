@@ -68,7 +68,7 @@ func (c socketConn) connect(ctx context.Context, to unix.Sockaddr) error {
 		case err != nil:
 			failed = os.NewSyscallError("getsockopt", err)
 		case code != 0:
-			failed = os.NewSyscallError("connect", unix.Errno(code)) //nolint:gosec // an errno
+			failed = os.NewSyscallError("connect", unix.Errno(code))
 		default: // the poller also wakes for nothing
 			_, err := unix.Getpeername(int(fd))
 			failed = os.NewSyscallError("connect", err)

@@ -150,7 +150,7 @@ func TestDialVsock(t *testing.T) {
 	if err != nil {
 		skip("no vsock", err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	err = errors.Join(unix.Bind(fd, &unix.SockaddrVM{CID: unix.VMADDR_CID_LOCAL, Port: port}), unix.Listen(fd, 1))
 	if err != nil {
 		t.Fatal(err)

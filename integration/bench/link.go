@@ -48,7 +48,7 @@ func (l *link) wait(n int) {
 	l.free = l.free.Add(time.Duration(int64(n) * int64(time.Second) / l.rate))
 	until := l.free
 	l.mu.Unlock()
-	time.Sleep(until.Sub(now))
+	<-time.After(until.Sub(now))
 }
 
 type linkConn struct {

@@ -49,6 +49,7 @@ func checkKBS(ctx context.Context, n *node) []Finding {
 	if err != nil {
 		return []Finding{n.kbsUnreachable(base, err)}
 	}
+	defer func() { _ = resp.Body.Close() }() // it was only read
 	if resp.StatusCode >= http.StatusInternalServerError {
 		return []Finding{{Level: Problem, Text: fmt.Sprintf("the key broker %s answers %s", base, resp.Status), Fix: "see the key broker's log"}}
 	}

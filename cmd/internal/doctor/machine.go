@@ -64,7 +64,7 @@ func checkPlace(what, key, path string) []Finding {
 			return []Finding{{Level: Problem, Text: fmt.Sprintf("the file system of %s has no d_type, which overlay needs", path), Fix: another + " (xfs: format with ftype=1)"}}
 		}
 	}
-	free := st.Bavail * uint64(st.Bsize) //nolint:gosec // a block's size
+	free := st.Bavail * uint64(st.Bsize)
 	if free < minFree || st.Files > 0 && st.Ffree < minInodes {
 		return []Finding{{Level: Warning, Text: fmt.Sprintf("%s for %s has %d MiB and %d inodes left", path, what, free>>20, st.Ffree), Fix: "make room there, or " + another}}
 	}

@@ -97,7 +97,7 @@ func (n *node) look(ctx context.Context) {
 	}
 	d.plugins = plugins.GetPlugins()
 	if server, err := client.Server(ctx, &emptypb.Empty{}); err == nil {
-		d.pid = int(server.GetPid()) //nolint:gosec // a process id
+		d.pid = int(server.GetPid())
 	}
 	d.readProcess(ctx, n.opts.Proc)
 	for _, pid := range containerds(n.opts.Proc, d.pid) {
@@ -142,8 +142,8 @@ func (d *daemon) readProcess(ctx context.Context, proc string) {
 		}
 	}
 	d.path = environ(dir, "PATH")
-	cmd := exec.CommandContext(ctx, filepath.Join(dir, "exe"), "--config", d.mainFile, "config", "dump") //nolint:gosec // the containerd that runs
-	cmd.Args[0] = argv[0]                                                                                // programs that are several choose by it
+	cmd := exec.CommandContext(ctx, filepath.Join(dir, "exe"), "--config", d.mainFile, "config", "dump")
+	cmd.Args[0] = argv[0] // programs that are several choose by it
 	cmd.Env = append(os.Environ(), "PATH="+d.path)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
