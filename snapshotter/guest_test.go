@@ -228,18 +228,21 @@ func TestGuestRouteLeavesOthers(t *testing.T) {
 	sn := openGuest(t, t.TempDir(), snapshotter.GuestOptions{})
 	list := chains("others", 2)
 	pull(t, sn, list)
-	for name, do := range map[string]func() ([]mount.Mount, error){
-		"no parent":     func() ([]mount.Mount, error) { return sn.Prepare(t.Context(), "a", "") },
-		"view":          func() ([]mount.Mount, error) { return sn.View(t.Context(), "b", list[1].String()) },
-		"view's mounts": func() ([]mount.Mount, error) { return sn.Mounts(t.Context(), "b") },
-		"on an unpacked image": func() ([]mount.Mount, error) {
+	for _, step := range []struct {
+		name string
+		do   func() ([]mount.Mount, error)
+	}{
+		{"no parent", func() ([]mount.Mount, error) { return sn.Prepare(t.Context(), "a", "") }},
+		{"view", func() ([]mount.Mount, error) { return sn.View(t.Context(), "b", list[1].String()) }},
+		{"view's mounts", func() ([]mount.Mount, error) { return sn.Mounts(t.Context(), "b") }},
+		{"on an unpacked image", func() ([]mount.Mount, error) {
 			noError(t, sn.Commit(t.Context(), "default/1/sha256:a", "a"))
 			return sn.Prepare(t.Context(), "c", "default/1/sha256:a")
-		},
+		}},
 	} {
-		mounts, err := do()
+		mounts, err := step.do()
 		if err != nil || len(mounts) != 1 || mounts[0].Type != "bind" && mounts[0].Type != "overlay" {
-			t.Errorf("%s: got %v, %v", name, mounts, err)
+			t.Errorf("%s: got %v, %v", step.name, mounts, err)
 		}
 	}
 	// A layer that was built on top of what only the guest has.

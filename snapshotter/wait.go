@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -94,7 +95,7 @@ func (s *Snapshotter) awaitLayer(ctx context.Context, name string) error {
 	if errdefs.IsNotFound(err) {
 		// The unpacker would take it for a snapshot that is gone again, ask
 		// anew, and lose the reason.
-		return fmt.Errorf("%s: %w", err.Error(), errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("%s: not found: %w", strings.TrimSuffix(err.Error(), ": not found"), errdefs.ErrFailedPrecondition)
 	}
 	return err
 }
