@@ -398,6 +398,28 @@ func TestParkedIsReservedFor(t *testing.T) {
 	}
 }
 
+// TestFailedCommitIsNotParked has a layer that does not fit to the one below it.
+// Its commit may have changed it, so that it must not be taken for another image.
+func TestFailedCommitIsNotParked(t *testing.T) {
+	t.Parallel()
+	for _, waits := range []bool{false, true} {
+		t.Run(fmt.Sprintf("waits=%v", waits), func(t *testing.T) {
+			t.Parallel()
+			e := newEnv(t, newKeyring(), nil)
+			link := imagetest.Layer{Tar: archive(t, regular("file"), tar.Header{Typeflag: tar.TypeSymlink, Name: "lib", Linkname: "file"})}
+			p := e.registry.Push(t, "a/b:v1", imagetest.Image{Layers: []imagetest.Layer{link, {Tar: archive(t, regular("lib/file"))}}})
+			if waits {
+				e.lowestLast(p, nil)
+			} else if _, err := e.pull(t.Context(), e.registry.Push(t, "a/b:below", imagetest.Image{Layers: []imagetest.Layer{link}}), p.Layers[0].ChainID); err != nil {
+				t.Fatal(err)
+			}
+			checkFailure(t, e.top(p), errdefs.IsInvalidArgument, imagepull.StageCommit, "lib is a link")
+			e.clean(p, 1)
+			e.parked(0)
+		})
+	}
+}
+
 func (l *lastBlob) left() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -6,7 +6,6 @@ package imagepull_test
 import (
 	"errors"
 	"log/slog"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -17,8 +16,6 @@ import (
 
 	"github.com/coffer-cc/coffer/imagepull"
 	"github.com/coffer-cc/coffer/imagepull/imagetest"
-	"github.com/coffer-cc/coffer/imagepull/registry"
-	"github.com/coffer-cc/coffer/imagepull/store"
 )
 
 // TestLayersSurviveFailureAndRestart lets the third of four layers fail for
@@ -37,24 +34,9 @@ func TestLayersSurviveFailureAndRestart(t *testing.T) {
 	checkFailure(t, e.top(p), errdefs.IsUnavailable, imagepull.StageFetch, third+" of "+p.Reference, "gave up after 4 tries")
 	e.clean(p, 2)
 	failed := len(e.registry.Requests(third))
-	e.puller.Close()
-	if err := e.store.Close(); err != nil {
-		t.Fatal(err)
-	}
 	e.registry.Heal()
-	client, err := registry.NewClient(registry.Options{Insecure: []string{e.registry.Host()}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(client.Close)
-	s, err := store.Open(filepath.Join(e.root, "store"), store.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = s.Close() })
-	e.store, e.puller = s, imagepull.NewPuller(client, e.keys, s, imagepull.Options{})
-	t.Cleanup(e.puller.Close)
-	if err := e.top(p); err != nil {
+	e.restart(nil, nil)
+	if _, err := e.puller.PullLayers(t.Context(), p.Reference); err != nil {
 		t.Fatal(err)
 	}
 	e.has(p)
@@ -63,7 +45,7 @@ func TestLayersSurviveFailureAndRestart(t *testing.T) {
 			t.Errorf("layer %d: %d requests, want %d", i, n, want)
 		}
 	}
-	images := s.Images()
+	images := e.store.Images()
 	if len(images) != 1 || images[0].Manifest != p.Manifest.Digest || !slices.Equal(images[0].References, []string{p.Reference}) || len(images[0].Layers) != 4 {
 		t.Errorf("recorded are %+v", images)
 	}
