@@ -73,6 +73,7 @@ func TestWrongDiffIDAndWrongKey(t *testing.T) {
 		p.pushOtherDiffID(t)
 		m.refuses(t, p, "code = DataLoss", "diff id", "push the image again")
 		p.pushOriginal(t)
+		m.pullsAtLast(t, p)
 		m.runs(t, p)
 	})
 	t.Run("key", func(t *testing.T) {
