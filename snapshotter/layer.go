@@ -76,38 +76,59 @@ func (s *Snapshotter) getLayer(ctx context.Context, l layer) error {
 	if there, err := s.haveLayer(ctx, l); there || err != nil {
 		return err
 	}
-	image, manifest, err := s.findImage(ctx, l)
-	if err != nil {
-		return err
-	}
-	log := s.log.With("image", image, "layer", l.chain)
-	log.Debug("pull layer", "manifest", manifest)
 	start := time.Now()
-	path, size, inodes, err := s.puller.PullLayer(ctx, image, manifest, l.chain)
+	path, usage, err := s.pullLayer(ctx, l)
 	if err != nil {
 		return err
 	}
 	if err := checkLayerDir(path); err != nil {
 		return err
 	}
-	if err := s.linkLayer(ctx, l, path, snapshots.Usage{Size: size, Inodes: inodes}); err != nil {
+	if err := s.linkLayer(ctx, l, path, usage); err != nil {
 		return fmt.Errorf("commit layer %s: %w", l.chain, err)
 	}
 	s.awaited.drop(l.name)
-	log.Info("layer pulled", "snapshot", l.name, "bytes", size, "seconds", time.Since(start).Seconds())
+	s.log.Info("layer pulled", "layer", l.chain, "snapshot", l.name, "bytes", usage.Size, "seconds", time.Since(start).Seconds())
 	return nil
 }
 
-// findImage takes containerd's word for the image where it gives it, and else
-// searches. Either is only a hint: the puller refuses an image that does not
-// have the chain id.
-func (s *Snapshotter) findImage(ctx context.Context, l layer) (string, digest.Digest, error) {
-	image := l.labels[snapshotters.TargetRefLabel]
-	manifest, err := digest.Parse(l.labels[snapshotters.TargetManifestDigestLabel])
-	if image != "" && err == nil {
-		return image, manifest, nil
+// pullLayer has the puller get the layer, of the image that containerd named when
+// it was prepared. containerd names none again while it knows the layer, though
+// what it pulls may be another image by now, and the first one gone or bad. So
+// where that one does not have it, the image that was written last is tried.
+func (s *Snapshotter) pullLayer(ctx context.Context, l layer) (path string, usage snapshots.Usage, err error) {
+	image, manifest, named := l.image()
+	if named {
+		if path, usage, err = s.pullFrom(ctx, l, image, manifest); err == nil || ctx.Err() != nil {
+			return path, usage, err
+		}
 	}
-	return s.finder.FindImage(ctx, l.chain)
+	other, otherManifest, findErr := s.finder.FindImage(ctx, l.chain)
+	switch {
+	case !named && findErr != nil:
+		return "", usage, findErr
+	case findErr != nil, otherManifest == manifest:
+		return "", usage, err // of the image that was named
+	}
+	path, usage, otherErr := s.pullFrom(ctx, l, other, otherManifest)
+	if otherErr != nil && err != nil {
+		otherErr = fmt.Errorf("%w (and of image %s: %s)", otherErr, image, err.Error())
+	}
+	return path, usage, otherErr
+}
+
+func (s *Snapshotter) pullFrom(ctx context.Context, l layer, image string, manifest digest.Digest) (string, snapshots.Usage, error) {
+	s.log.Debug("pull layer", "image", image, "manifest", manifest, "layer", l.chain)
+	path, size, inodes, err := s.puller.PullLayer(ctx, image, manifest, l.chain)
+	return path, snapshots.Usage{Size: size, Inodes: inodes}, err
+}
+
+// image is what containerd named, if it did. It is only a hint: the puller refuses
+// an image that does not have the chain id.
+func (l layer) image() (image string, manifest digest.Digest, named bool) {
+	image = l.labels[snapshotters.TargetRefLabel]
+	manifest, err := digest.Parse(l.labels[snapshotters.TargetManifestDigestLabel])
+	return image, manifest, image != "" && err == nil
 }
 
 // haveLayer says whether the layer is committed and its folder is there.

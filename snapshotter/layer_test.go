@@ -88,6 +88,38 @@ func TestImageComesFromLabelsOrFinder(t *testing.T) {
 	}
 }
 
+// TestImageThatIsBad: containerd names an image once. Where that one cannot be had
+// any more, the one that was written last is.
+func TestImageThatIsBad(t *testing.T) {
+	t.Parallel()
+	chain := digest.FromString("chain")
+	named := func(manifest digest.Digest) snapshots.Opt {
+		return snapshots.WithLabels(map[string]string{snapshotters.TargetRefLabel: "host/bad:t", snapshotters.TargetManifestDigestLabel: manifest.String()})
+	}
+	bad, worse := fmt.Errorf("forged: %w", errdefs.ErrDataLoss), fmt.Errorf("registry away: %w", errdefs.ErrUnavailable)
+	g := newGuest(t)
+	g.bad["host/bad:t"] = bad
+	sn := open(t, t.TempDir(), g)
+
+	// Nothing else has the layer.
+	manifest := digest.FromString("manifest of " + chain.String())
+	wantError(t, getLayer(t.Context(), sn, "key", "", chain, named(manifest)), errdefs.ErrDataLoss, bad.Error())
+	if n := g.count(chain); n != 1 {
+		t.Errorf("pulled %d times", n)
+	}
+	noError(t, sn.Remove(t.Context(), chain.String()))
+
+	g.set(func(g *guest) { g.bad["registry.example/found"] = worse })
+	err := getLayer(t.Context(), sn, "key", "", chain, named(digest.FromString("old")))
+	wantError(t, err, errdefs.ErrUnavailable, worse.Error())
+	wantError(t, err, errdefs.ErrUnavailable, bad.Error())
+
+	// containerd asks no more than this, as it has the layer.
+	g.set(func(g *guest) { delete(g.bad, "registry.example/found") })
+	_, err = sn.Prepare(t.Context(), "container", chain.String())
+	noError(t, err)
+}
+
 func TestFailedPull(t *testing.T) {
 	t.Parallel()
 	for _, class := range []error{

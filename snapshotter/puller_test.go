@@ -33,6 +33,7 @@ type guest struct {
 	mu      sync.Mutex
 	away    bool                            // guarded by mu
 	fail    map[digest.Digest]error         // guarded by mu
+	bad     map[string]error                // guarded by mu; images that fail
 	pulls   map[digest.Digest]int           // guarded by mu
 	removed []digest.Digest                 // guarded by mu
 	images  map[digest.Digest]string        // guarded by mu; what was asked for
@@ -48,6 +49,7 @@ func newGuest(t *testing.T) *guest {
 	return &guest{
 		root:    t.TempDir(),
 		fail:    map[digest.Digest]error{},
+		bad:     map[string]error{},
 		pulls:   map[digest.Digest]int{},
 		images:  map[digest.Digest]string{},
 		hold:    map[digest.Digest]chan struct{}{},
@@ -63,7 +65,7 @@ func (g *guest) PullLayer(ctx context.Context, image string, manifest, chain dig
 	g.mu.Lock()
 	g.pulls[chain]++
 	g.images[chain] = image + " " + manifest.String()
-	away, fail, hold, lie := g.away, g.fail[chain], g.hold[chain], g.lie
+	away, fail, hold, lie := g.away, cmp.Or(g.bad[image], g.fail[chain]), g.hold[chain], g.lie
 	g.mu.Unlock()
 	if hold != nil {
 		g.holding <- chain
