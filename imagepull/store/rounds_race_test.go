@@ -9,6 +9,6 @@ import "time"
 
 // With the race detector all takes longer.
 const (
-	crashRounds = 8
+	crashRounds = 32
 	crashSpan   = 400 * time.Millisecond
 )
